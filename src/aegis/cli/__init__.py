@@ -1,0 +1,97 @@
+"""The command line: one file per command, loaded only when that command runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NoReturn
+
+import click
+
+from aegis import __version__
+from aegis.errors import AegisError, InterruptedByUser
+
+COMMANDS = {
+    "config": ("aegis.cli.config", "Show a resolved deployment, or the schema of its file."),
+    "launch": ("aegis.cli.launch", "Start the servers here: in this allocation, or on this machine."),
+    "logs": ("aegis.cli.logs", "Print or follow the logs of a job."),
+    "platform": ("aegis.cli.platform", "List or show site profiles."),
+    "registry": ("aegis.cli.registry", "Ask a registry for its services, or run one."),
+    "shutdown": ("aegis.cli.shutdown", "Stop the servers of a job."),
+    "sim": ("aegis.cli.sim", "Run one simulated server (for rehearsals and tests)."),
+    "status": ("aegis.cli.status", "Show jobs and their servers."),
+    "submit": ("aegis.cli.submit", "Submit a deployment as a job."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when that command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, sorted."""
+        del ctx
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module, whose attribute `command` it is."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which one may have been meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from aegis.spec.suggest import did_you_mean  # noqa: PLC0415 - only for a mistyped name
+
+            hint = did_you_mean(args[0], COMMANDS)
+            ctx.fail(f"{error.message.rstrip('.')}{f' ({hint})' if hint else ''}.")
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
+
+
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, prog_name="aegis")
+def cli() -> None:
+    """Plan, launch, discover, measure and feed fleets of LLM inference servers."""
+
+
+def fail(error: AegisError) -> NoReturn:
+    """Print an error for a person and end with its exit code."""
+    lines = error.message.splitlines() or [type(error).__name__]
+    prefix = click.style("error:", fg="red", bold=True)
+    click.echo(f"{prefix} {lines[0]}", err=True)
+    for line in lines[1:]:
+        click.echo(f"       {line}", err=True)
+    if error.hint:
+        click.echo(f" hint: {error.hint}", err=True)
+    sys.exit(error.exit_code)
+
+
+def main() -> NoReturn:
+    """Run the command line; no traceback of an expected error reaches a user."""
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)
+    except AegisError as error:
+        fail(error)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        fail(InterruptedByUser("interrupted"))
+    except BrokenPipeError:  # `aegis status | head`: the reader has left
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,44 @@
+"""Tables and times as people read them: plain text, the same on a terminal and in a pipe."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+GAP = "  "
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return aligned columns; control characters of foreign text are shown, not sent to the terminal."""
+    lines = [tuple(head), *(tuple(printable(str(cell)) for cell in row) for row in rows)]
+    widths = [max(_width(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        GAP.join(
+            cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def printable(text: str) -> str:
+    """Return the text with control characters escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def age(seconds: float) -> str:
+    """Return a short age: `45s`, `12m`, `3h05m`, `2d04h`."""
+    whole = max(0, int(seconds))
+    if whole < 60:  # noqa: PLR2004 - a minute
+        return f"{whole}s"
+    if whole < 3600:  # noqa: PLR2004 - an hour
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:  # noqa: PLR2004 - a day
+        return f"{whole // 3600}h{whole // 60 % 60:02d}m"
+    return f"{whole // 86400}d{whole // 3600 % 24:02d}h"
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)

@@ -1,0 +1,78 @@
+"""SGLang: `python -m sglang.launch_server`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aegis.engines.base import (
+    COMMON_CAUSES,
+    PORT,
+    Health,
+    Start,
+    completion_health,
+    merge_args,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aegis.engines.base import Cause
+    from aegis.spec.deployment import ModelEntry
+
+
+class Sglang:
+    """Servers of `sglang.launch_server`."""
+
+    name = "sglang"
+    program = "python"
+    causes: tuple[Cause, ...] = COMMON_CAUSES
+    metrics: Mapping[str, tuple[str, ...]] = {
+        "running": ("sglang:num_running_reqs",),
+        "waiting": ("sglang:num_queue_reqs",),
+        "tokens": ("sglang:generation_tokens_total", "sglang:prompt_tokens_total"),
+        "kv_cache": ("sglang:token_usage",),
+    }
+    reserved: Mapping[str, str | None] = {
+        "--host": None,
+        "--port": "port_start",
+        "--served-model-name": "served_model_name",
+        "--tp-size": "tensor_parallel_size",
+        "--tp": "tensor_parallel_size",
+        "--tensor-parallel-size": "tensor_parallel_size",
+        "--pp-size": "pipeline_parallel_size",
+        "--pipeline-parallel-size": "pipeline_parallel_size",
+        "--dp-size": "data_parallel_size",
+        "--dp": "data_parallel_size",
+        "--data-parallel-size": "data_parallel_size",
+    }
+
+    def command(self, start: Start) -> tuple[str, ...]:
+        """Return `python -m sglang.launch_server ...`."""
+        entry = start.entry
+        args = ["--model-path", start.weights, "--served-model-name", entry.name]
+        args += ["--host", start.bind, "--port", PORT, "--tp-size", str(entry.tensor_parallel_size)]
+        if entry.pipeline_parallel_size > 1:
+            args += ["--pp-size", str(entry.pipeline_parallel_size)]
+        if entry.data_parallel_size > 1:
+            args += ["--dp-size", str(entry.data_parallel_size)]
+        if start.members > 1:
+            args += ["--nnodes", str(start.members), "--node-rank", str(start.member.rank)]
+            args += ["--dist-init-addr", f"{start.master}:{start.master_port}"]
+        args += ["--enable-metrics"]
+        defaults = start.platform.engine_args.get(self.name, ())
+        return (
+            start.executable,
+            "-m",
+            "sglang.launch_server",
+            *args,
+            *merge_args(defaults, entry.extra_sglang_args),
+        )
+
+    def environment(self, start: Start) -> dict[str, str]:
+        """Return nothing beyond what the platform sets: the ports of SGLang are flags."""
+        del start
+        return {}
+
+    def health(self, entry: ModelEntry) -> Health:
+        """Return `/health` and a one-token completion."""
+        return completion_health(entry)

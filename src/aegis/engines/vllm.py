@@ -1,0 +1,117 @@
+"""vLLM: `vllm serve` (flags and metric names as of 0.32; older names of a metric follow the current one)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aegis.engines.base import (
+    COMMON_CAUSES,
+    INTERNAL_PORT,
+    MASTER_PORT_OFFSET,
+    PORT,
+    Health,
+    Start,
+    completion_health,
+    merge_args,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aegis.engines.base import Cause
+    from aegis.spec.deployment import ModelEntry
+
+from aegis.spec.machine import CPU_KIND
+
+
+class Vllm:
+    """Servers of `vllm serve`."""
+
+    name = "vllm"
+    program = "vllm"
+    causes: tuple[Cause, ...] = COMMON_CAUSES
+    metrics: Mapping[str, tuple[str, ...]] = {
+        "running": ("vllm:num_requests_running",),
+        "waiting": ("vllm:num_requests_waiting",),
+        "tokens": ("vllm:generation_tokens_total", "vllm:prompt_tokens_total"),
+        "kv_cache": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    }
+    reserved: Mapping[str, str | None] = {
+        "--host": None,
+        "--port": "port_start",
+        "--served-model-name": "served_model_name",
+        "--tensor-parallel-size": "tensor_parallel_size",
+        "-tp": "tensor_parallel_size",
+        "--pipeline-parallel-size": "pipeline_parallel_size",
+        "-pp": "pipeline_parallel_size",
+        "--data-parallel-size": "data_parallel_size",
+        "-dp": "data_parallel_size",
+    }
+
+    def command(self, start: Start) -> tuple[str, ...]:
+        """Return `vllm serve ...`."""
+        entry = start.entry
+        defaults = start.platform.engine_args.get(self.name, ())
+        return (
+            start.executable,
+            "serve",
+            start.weights,
+            *serve_args(start),
+            *merge_args(defaults, entry.extra_vllm_args),
+        )
+
+    def environment(self, start: Start) -> dict[str, str]:
+        """Return ports that do not clash, the node's address, and CPU cores where there is no accelerator."""
+        environment = {
+            "VLLM_PORT": INTERNAL_PORT,
+            "VLLM_NO_USAGE_STATS": "1",  # nodes without a way out would wait for it
+            "DO_NOT_TRACK": "1",
+        }
+        if start.members > 1:
+            environment["VLLM_HOST_IP"] = start.address
+        if start.platform.node.device_kind == CPU_KIND:
+            cpus = [start.platform.node.device_cpus[device] for device in start.member.devices]
+            if all(cpus):
+                environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(_by_rank(cpus, start))
+        return environment
+
+    def health(self, entry: ModelEntry) -> Health:
+        """Return `/health` and a one-token completion."""
+        return completion_health(entry)
+
+
+def serve_args(start: Start) -> tuple[str, ...]:
+    """Return what Aegis itself decides: name, address, parallel sizes and the place among several nodes."""
+    entry = start.entry
+    args = ["--served-model-name", entry.name, "--host", start.bind, "--port", PORT]
+    args += ["--tensor-parallel-size", str(entry.tensor_parallel_size)]
+    if entry.pipeline_parallel_size > 1:
+        args += ["--pipeline-parallel-size", str(entry.pipeline_parallel_size)]
+    if entry.data_parallel_size > 1:
+        args += ["--data-parallel-size", str(entry.data_parallel_size)]
+    if start.members == 1:
+        return tuple(args)
+    ranks_here = len(start.member.devices) // (entry.tensor_parallel_size * entry.pipeline_parallel_size)
+    if entry.data_parallel_size > 1 and ranks_here:  # whole replicas on each node
+        args += ["--data-parallel-size-local", str(ranks_here)]
+        args += ["--data-parallel-address", start.master, "--data-parallel-rpc-port", start.master_port]
+        if not start.is_head:
+            args += ["--data-parallel-start-rank", str(start.member.rank * ranks_here)]
+    else:  # one replica, or each of them, over several nodes
+        args += ["--nnodes", str(start.members), "--node-rank", str(start.member.rank)]
+        args += ["--master-addr", start.master, "--master-port", start.master_port]
+        args += ["--distributed-executor-backend", "mp"]
+        if entry.data_parallel_size > 1:
+            rpc_port = start.instance.members[0].internal_port + MASTER_PORT_OFFSET + 1
+            args += ["--data-parallel-size-local", "1"]
+            args += ["--data-parallel-address", start.master, "--data-parallel-rpc-port", str(rpc_port)]
+    if not start.is_head:
+        args += ["--headless"]
+    return tuple(args)
+
+
+def _by_rank(cpus: list[str], start: Start) -> list[str]:
+    """Return one CPU list per worker rank: cores are shared out evenly where there are more than ranks."""
+    ranks = start.entry.devices // start.members
+    share = max(1, len(cpus) // ranks)
+    return [",".join(cpus[rank * share : (rank + 1) * share]) for rank in range(ranks)]

@@ -1,0 +1,56 @@
+"""The endpoints file: one `host:port` per line, healthy instances only, never seen half-written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aegis.files import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from aegis.registry.model import Service
+
+
+def endpoint_lines(services: Iterable[Service]) -> list[str]:
+    """Return `host:port` of every healthy instance, by model and number; members without an API are no endpoints."""
+    healthy = [
+        service for service in services if service.status == "healthy" and not service.metadata.get("rank")
+    ]
+    return [f"{service.host}:{service.port}" for service in sorted(healthy, key=_order)]
+
+
+def _order(service: Service) -> tuple[str, int, str]:
+    name, _, number = service.service_id.rpartition("-")
+    return (name, int(number), "") if number.isdigit() else (service.service_id, 0, "")
+
+
+class EndpointsFile:
+    """Keeps the file current; a full disk is told once, and tried again with the next change."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problem = ""
+        self._written: str | None = None
+
+    def update(self, services: Iterable[Service]) -> bool:
+        """Write the file if it would change; True when it did."""
+        text = "".join(f"{line}\n" for line in endpoint_lines(services))
+        if text == self._written:
+            return False
+        try:
+            write_atomically(self.path, text)
+        except OSError as error:
+            self.problem = f"{self.path} cannot be written: {error.strerror}; it is out of date"
+            return False
+        self._written, self.problem = text, ""
+        return True
+
+    def remove(self) -> None:
+        """Take the file away, unless somebody else has written it since."""
+        try:
+            if self._written is not None and self.path.read_text() == self._written:
+                self.path.unlink()
+        except OSError:
+            return

@@ -1,0 +1,369 @@
+"""The head of a job: place, start the registry and the agents, follow the fleet, and end it whole."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from aegis.errors import (
+    AegisError,
+    ConfigError,
+    DeadlineError,
+    InterruptedByUser,
+    NotFoundError,
+    RegistryUnreachable,
+)
+from aegis.files import PRIVATE, write_atomically
+from aegis.fleet import agent
+from aegis.fleet.endpoints import EndpointsFile, endpoint_lines
+from aegis.fleet.nodes import ANY, Host, allocation
+from aegis.fleet.order import Fleet, fleet_file, node_orders
+from aegis.fleet.progress import Counts, Progress
+from aegis.fleet.services import REGISTRY_PORT, RegistryProcess, agents_for, registry_client
+from aegis.fleet.weights import download, find_weights, path_of
+from aegis.placement import Placement, place
+from aegis.processes import is_alive, start_of
+from aegis.runs import ENDED, Manifest, RunDir, known_runs, register
+from aegis.schedulers.local import JOB_VARIABLE, RUN_DIR_VARIABLE, new_handle
+from aegis.spec.deployment import PORT_START
+from aegis.spec.machine import detect_machine, size_node
+from aegis.spec.walltime import format_walltime, parse_walltime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import FrameType
+
+    from aegis.spec.deployment import Deployment
+    from aegis.spec.platform import Platform
+    from aegis.spec.resolve import Resolved
+
+WATCH_SECONDS = 1.0  # how long the head listens before it looks at its own processes
+REVIVAL_PATIENCE = 60.0  # a registry that stays away so long ends the launch
+PASSED_ON = ("VLLM_API_KEY", "HF_TOKEN")  # secrets of the environment that engines need
+
+
+class Stop(Exception):
+    """The launch is to end."""
+
+    def __init__(self, why: str, error: AegisError | None = None) -> None:
+        super().__init__(why)
+        self.why = why
+        self.error = error
+
+
+def place_on(platform: Platform, deployment: Deployment, nodes: int | None) -> tuple[Platform, Placement]:
+    """Return the platform with its devices counted, and the placement on at most so many nodes.
+
+    Raises:
+        PlacementError: it does not fit.
+    """
+    machine = detect_machine()
+    node = size_node(platform.node, machine, deployment.models, nodes or 1)
+    placement = place(
+        deployment.models,
+        node,
+        port_start=deployment.port_start or PORT_START,
+        reserved_ports={deployment.registry_port or REGISTRY_PORT},
+        available_nodes=nodes,
+    )
+    return msgspec.structs.replace(platform, node=node), placement
+
+
+class Launch:
+    """One launch, from allocation to the last process."""
+
+    def __init__(self, resolved: Resolved, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
+        self.deployment = resolved.deployment
+        self.token = resolved.hf_token
+        self.environ = environ
+        self.say = say
+        self.hosts: list[Host] = allocation(resolved.platform, environ)
+        self.platform, self.placement = place_on(resolved.platform, self.deployment, len(self.hosts))
+        self.hosts = self.hosts[: self.placement.nodes]
+        self.started = time.monotonic()
+        self.endpoints = EndpointsFile(Path(os.path.abspath(self.deployment.endpoints_file)))  # noqa: PTH100 - links stay
+        self.walltime = parse_walltime(self.deployment.walltime) if self.deployment.walltime else None
+        self._wish: Stop | None = None
+        self._told_problem = ""
+
+    def run(self, on_ready: Callable[[list[str]], None]) -> None:
+        """Serve until told to stop.
+
+        Args:
+            on_ready: called once with the endpoints when the fleet is settled.
+
+        Raises:
+            AegisError: it could not start, nothing is left, or it was interrupted.
+        """
+        self._refuse_shared_endpoints()
+        download(self.deployment, self.environ, self.token.reveal() if self.token else None, self.say)
+        weights = tuple(
+            find_weights(entry, skip_staging=self.deployment.skip_staging) for entry in self.deployment.models
+        )
+        self.run_dir, self.manifest = self._open()
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        local = self.platform.launcher == "local"
+        head = self.hosts[0]
+        self.registry = RegistryProcess(
+            self.run_dir,
+            head.bind if local else ANY,
+            head.address,
+            self.deployment.registry_port,
+        )
+        self.agents = agents_for(self.platform, self.run_dir, self.hosts, sys.executable)
+        try:
+            self._write_secrets()
+            self.registry.start()
+            fleet = self._fleet(weights)
+            orders = node_orders(fleet)
+            self._write(self.run_dir.fleet, fleet_file(orders))
+            self._write(self.run_dir.agent, Path(agent.__file__).read_text())
+            self.progress = Progress(
+                order.metadata["instance"] for node in orders for order in node.instances if order.rank == 0
+            )
+            self._announce()
+            self.agents.start()
+            self._follow(on_ready)
+        except Stop as stop:
+            self._end(stop)
+        except OSError as error:
+            said = AegisError(f"{error.filename or self.run_dir.path}: {error.strerror}")
+            self._end(Stop(said.message, said))
+        except AegisError as error:
+            self._end(Stop(error.message, error))
+
+    # -- before
+
+    def _refuse_shared_endpoints(self) -> None:
+        """Refuse a file that another live job keeps: two writers would take turns in it."""
+        path = str(self.endpoints.path)
+        if not self.endpoints.path.parent.is_dir():
+            raise ConfigError(
+                f"the folder of the endpoints file is not there: {self.endpoints.path.parent}",
+                hint="make it, or choose another with --endpoints-file",
+            )
+        for run in known_runs(self.environ):
+            try:
+                other = run.read_manifest()
+            except NotFoundError:
+                continue
+            live = (
+                other.state not in ENDED
+                and is_alive(other.pid, other.pid_started)
+                and other.pid != os.getpid()
+            )
+            if live and other.endpoints_file == path:
+                raise ConfigError(
+                    f"{path} is the endpoints file of {other.job}, which is running",
+                    hint="choose another with --endpoints-file, or `aegis shutdown` that job",
+                )
+
+    def _open(self) -> tuple[RunDir, Manifest]:
+        """Return the run directory that the scheduler made for this job, or a new one."""
+        handle = self.environ.get(JOB_VARIABLE) or _handle_of(self.environ) or new_handle()
+        given = self.environ.get(RUN_DIR_VARIABLE)
+        models = [entry.name for entry in self.deployment.models]
+        if given:
+            run = RunDir.at(Path(given))
+            manifest = run.read_manifest()
+        else:
+            run = RunDir.create(self.deployment.log_dir, models[0], handle.partition("://")[2])
+            manifest = Manifest(
+                job=handle,
+                name=self.deployment.name or models[0],
+                models=models,
+                run_dir=str(run.path),
+                created=time.time(),
+            )
+        manifest.state = "LAUNCHING"
+        manifest.pid, manifest.pid_started = os.getpid(), start_of(os.getpid())
+        manifest.host = os.uname().nodename
+        manifest.nodes, manifest.instances = self.placement.nodes, len(self.placement.instances)
+        manifest.platform, manifest.walltime = self.platform.name, self.walltime
+        manifest.endpoints_file = str(self.endpoints.path)
+        manifest.deployment = msgspec.to_builtins(self.deployment)
+        try:
+            run.write_manifest(manifest)
+            register(handle, run, self.environ)
+        except OSError as error:
+            raise AegisError(f"the run directory cannot be written: {run.path}: {error.strerror}") from None
+        return run, manifest
+
+    def _write_secrets(self) -> None:
+        token = secrets.token_urlsafe(24)
+        passed = {name: self.environ[name] for name in PASSED_ON if self.environ.get(name)}
+        if self.token:
+            passed["HF_TOKEN"] = self.token.reveal()
+        content = msgspec.json.encode({"registry_token": token, "env": passed}).decode()
+        self._write(self.run_dir.token, token + "\n", PRIVATE)
+        self._write(self.run_dir.secrets, content, PRIVATE)
+
+    def _write(self, file: Path, text: str, mode: int = 0o644) -> None:
+        try:
+            write_atomically(file, text, mode)
+        except OSError as error:
+            raise AegisError(
+                f"{file} cannot be written: {error.strerror}", hint="choose another directory with --log-dir"
+            ) from None
+
+    def _fleet(self, weights: tuple[Any, ...]) -> Fleet:
+        return Fleet(
+            deployment=self.deployment,
+            platform=self.platform,
+            placement=self.placement,
+            hosts=tuple(self.hosts),
+            weights=weights,
+            job=self.manifest.job,
+            run=self.run_dir,
+            registry_url=self.registry.url,
+            python=sys.executable,
+            work_dir=os.getcwd(),  # noqa: PTH109 - text
+            path=path_of(self.environ),
+            no_proxy=self.environ.get("no_proxy") or self.environ.get("NO_PROXY") or "",
+        )
+
+    def _announce(self) -> None:
+        count = len(self.placement.instances)
+        names = ", ".join(dict.fromkeys(entry.name for entry in self.deployment.models))
+        nodes = self.placement.nodes
+        self.say(
+            f"job {self.manifest.job}: {count} instance{'s' * (count != 1)} of {names} on {nodes} node{'s' * (nodes != 1)}"
+        )
+        self.say(f"registry {self.registry.url}, logs in {self.run_dir.path}")
+        self.manifest.registry_url = self.registry.url
+        self._note()
+
+    # -- while it serves
+
+    def _follow(self, on_ready: Callable[[list[str]], None]) -> None:
+        """Follow the registry until a reason to stop turns up."""
+        client = registry_client(self.registry.url, self.run_dir, timeout=10.0)
+        since: int | None = None
+        silent_since: float | None = None
+        ready = False
+        while True:
+            try:
+                seen = client.watch(since, WATCH_SECONDS)
+                since, silent_since = seen.revision, None
+                for line in self.progress.apply(seen.services, seen.removed, reset=seen.reset):
+                    self.say(line)
+                if seen.stop:
+                    raise Stop("shut down through the registry")
+            except RegistryUnreachable as error:
+                silent_since = silent_since or time.monotonic()
+                if time.monotonic() - silent_since > REVIVAL_PATIENCE:
+                    raise Stop(error.message, error) from None
+                if self.registry.revive():
+                    self.say("the registry ended: started again")
+                since = None
+                time.sleep(0.2)
+            self._refresh()
+            counts = self.progress.counts
+            self._check(counts, ready=ready)
+            if counts.settled and not ready:
+                ready = True
+                self._ready(counts, on_ready)
+
+    def _refresh(self) -> None:
+        """Bring the endpoints file and the manifest up to date."""
+        for line in self.agents.check():
+            self.say(line)
+        changed = self.endpoints.update(self.progress.heads.values())
+        if self.endpoints.problem != self._told_problem:
+            self._told_problem = self.endpoints.problem
+            if self.endpoints.problem:
+                self.say(f"warning: {self.endpoints.problem}")
+        lines = endpoint_lines(self.progress.heads.values())
+        if changed:
+            self.manifest.base_url = f"http://{lines[0]}/v1" if lines else None
+            if lines and self.manifest.state == "LAUNCHING":
+                self.manifest.state, self.manifest.ready = "READY", time.time()
+            self._note()
+
+    def _check(self, counts: Counts, *, ready: bool) -> None:
+        """Raise Stop when there is a reason to end."""
+        if self._wish:
+            raise self._wish
+        elapsed = time.monotonic() - self.started
+        if counts.lost or not self.agents.running:
+            details = "\n".join(self.progress.failures()) or f"the agents ended; see {self.run_dir.nodes}"
+            what = "every instance failed" if ready or counts.wanted > 1 else "the instance failed"
+            raise Stop(
+                what,
+                AegisError(f"{what}\n{details}", hint=f"the whole output is in {self.run_dir.instances}"),
+            )
+        if self.walltime and self.platform.launcher == "local" and elapsed > self.walltime:
+            raise Stop(f"ended at its walltime of {format_walltime(self.walltime)}")
+        if not counts.healthy and self.manifest.ready is None and elapsed > self.deployment.startup_timeout:
+            reasons = "\n".join(
+                f"{name}: {service.status}, {service.metadata.get('reason')}"
+                for name, service in self.progress.heads.items()
+            )
+            seconds = self.deployment.startup_timeout
+            raise Stop(
+                f"no instance healthy after {seconds} s",
+                DeadlineError(
+                    f"no instance was healthy after {seconds} s\n{reasons}",
+                    hint="raise --startup-timeout, or look into the logs",
+                ),
+            )
+
+    def _ready(self, counts: Counts, on_ready: Callable[[list[str]], None]) -> None:
+        took = time.monotonic() - self.started
+        self.manifest.settled = True
+        self._note()
+        self.say(
+            f"ready: {counts.healthy} of {counts.wanted} healthy after {took:.1f} s; endpoints in {self.endpoints.path}"
+        )
+        for line in self.progress.failures():
+            self.say(line)
+        on_ready(endpoint_lines(self.progress.heads.values()))
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if number == signal.SIGINT:
+            self._wish = Stop("interrupted", InterruptedByUser("interrupted; all servers are stopped"))
+        else:
+            self._wish = Stop("shut down")
+
+    # -- after
+
+    def _end(self, stop: Stop) -> None:
+        """End every process, leave the files as a reader expects them, and raise what there is to raise."""
+        self.say(f"stopping: {stop.why}" if stop.why else "stopping")
+        self.agents.stop()
+        self.registry.stop()
+        self.endpoints.remove()
+        self.run_dir.remove_secrets()
+        self.manifest.state = (
+            "FAILED" if stop.error and not isinstance(stop.error, InterruptedByUser) else "SHUTDOWN"
+        )
+        self.manifest.reason = stop.error.message if stop.error else stop.why
+        self.manifest.exit_code = stop.error.exit_code if stop.error else 0
+        self.manifest.ended, self.manifest.base_url = time.time(), None
+        self._note()
+        if stop.error:
+            raise stop.error
+
+    def _note(self) -> None:
+        try:
+            self.run_dir.write_manifest(self.manifest)
+        except OSError as error:
+            self.say(f"warning: {self.run_dir.manifest} cannot be written: {error.strerror}")
+
+
+def _handle_of(environ: Mapping[str, str]) -> str | None:
+    """Return the handle of the scheduler's job that this process is part of."""
+    if job := environ.get("SLURM_JOB_ID"):
+        return f"slurm://{job}"
+    if job := environ.get("PBS_JOBID"):
+        return f"pbs://{job}"
+    return None

@@ -1,0 +1,109 @@
+"""What the head of a job makes of its fleet: who changed, who is settled, whether anything is left. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from aegis.registry.model import Service, Status
+
+GONE: tuple[Status, ...] = ("failed", "stopped")
+
+
+class Counts(Struct, frozen=True):
+    """How an instance fleet stands."""
+
+    wanted: int
+    healthy: int
+    failed: int
+
+    @property
+    def settled(self) -> bool:
+        """Nothing more will change by waiting."""
+        return self.healthy + self.failed >= self.wanted
+
+    @property
+    def lost(self) -> bool:
+        """Nothing is left to serve."""
+        return self.failed >= self.wanted
+
+
+class Progress:
+    """Follows the services of one fleet."""
+
+    def __init__(self, instances: Iterable[str]) -> None:
+        self.wanted = set(instances)
+        self.services: dict[str, Service] = {}
+
+    def apply(self, services: Iterable[Service], removed: Iterable[str], *, reset: bool) -> list[str]:
+        """Take a change from the registry; return a line for each thing that a person wants to know."""
+        said = []
+        fresh = {service.service_id: service for service in services}
+        for name, service in fresh.items():
+            line = _told(self.services.get(name), service)
+            if line:
+                said.append(line)
+        if reset:
+            self.services = fresh
+        else:
+            self.services |= fresh
+            for name in removed:
+                self.services.pop(name, None)
+        return said
+
+    @property
+    def heads(self) -> dict[str, Service]:
+        """The members that serve an API, by instance."""
+        return {
+            service.metadata["instance"]: service
+            for service in self.services.values()
+            if service.metadata.get("instance") in self.wanted and not service.metadata.get("rank")
+        }
+
+    @property
+    def counts(self) -> Counts:
+        """How the fleet stands; an instance has failed when any of its members has."""
+        failed = {
+            service.metadata.get("instance") for service in self.services.values() if service.status in GONE
+        } & self.wanted
+        healthy = [
+            name for name, service in self.heads.items() if service.status == "healthy" and name not in failed
+        ]
+        return Counts(len(self.wanted), len(healthy), len(failed))
+
+    def failures(self) -> list[str]:
+        """Return what is known of each failed member: its reason, and its last words."""
+        lines = []
+        for service in sorted(self.services.values(), key=lambda each: each.service_id):
+            if service.status == "failed":
+                lines.append(
+                    f"{service.service_id} on {service.metadata.get('node')}: {service.metadata.get('reason')}"
+                )
+                lines += [f"    | {line}" for line in (service.metadata.get("tail") or [])[-12:]]
+        return lines
+
+
+def _told(before: Service | None, now: Service) -> str:
+    reason = str(now.metadata.get("reason") or "")
+    if before is not None and before.status == now.status:
+        known = before.metadata.get("reason") == reason
+        retrying = now.status == "starting" and "next start" in reason
+        if known or not (retrying or now.status in {"unhealthy", "failed"}):
+            return ""
+    if now.status == "pending":
+        return ""
+    where = f"{now.host}:{now.port}"
+    if now.status == "healthy":
+        took = now.metadata.get("ready_after")
+        restarts = now.metadata.get("restarts")
+        detail = f"after {took:.1f} s" if took is not None and not restarts else ""
+        if restarts:
+            detail = f"again (start {restarts + 1})"
+        return f"{now.service_id} healthy {detail} at {where}".replace("  ", " ")
+    if now.status == "starting" and reason in {"starting", "restarted"}:
+        return f"{now.service_id} starting on {now.metadata.get('node')}, {where}"
+    return f"{now.service_id} {now.status}: {reason}" if reason else f"{now.service_id} {now.status}"

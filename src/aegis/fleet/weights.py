@@ -1,0 +1,107 @@
+"""Where an engine finds its weights, and the download where that was asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aegis.errors import AegisError, ConfigError
+from aegis.fleet.order import Weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from aegis.spec.deployment import Deployment, ModelEntry
+
+
+def find_weights(entry: ModelEntry, *, skip_staging: bool) -> Weights:
+    """Return what the engine loads: `model_source`, a directory given as `model`, or the hub's name.
+
+    Raises:
+        ConfigError: `model_source` is not there.
+    """
+    if entry.model_source and not skip_staging and entry.engine != "sim":
+        source = Path(entry.model_source).expanduser()
+        if not source.is_dir():
+            raise ConfigError(
+                f"model_source of {entry.name} is not there: {source}",
+                hint="give the directory that holds config.json, or a Hugging Face cache entry (models--ORG--NAME)",
+            )
+        return Weights(str(snapshot_of(source)), local=True)
+    path = Path(entry.model).expanduser()
+    if path.is_absolute() or entry.model.startswith((".", "~")):
+        if not path.is_dir() and entry.engine != "sim":
+            raise ConfigError(
+                f"model {entry.model} is not there", hint="give a directory, or a Hugging Face id"
+            )
+        return Weights(str(path), local=True)
+    return Weights(entry.model, local=False)
+
+
+def snapshot_of(source: Path) -> Path:
+    """Return the directory that holds config.json: the source, or the snapshot that a hub cache entry points to.
+
+    Raises:
+        ConfigError: a cache entry without a complete snapshot.
+    """
+    snapshots = source / "snapshots"
+    if not snapshots.is_dir():
+        return source
+    main = source / "refs" / "main"
+    if main.is_file():
+        chosen = snapshots / main.read_text().strip()
+        if (chosen / "config.json").exists():
+            return chosen
+    complete = sorted(path for path in snapshots.iterdir() if (path / "config.json").exists())
+    if not complete:
+        raise ConfigError(
+            f"{source} is a Hugging Face cache entry without a complete snapshot",
+            hint="download the model again, or name the snapshot's directory",
+        )
+    return complete[-1]
+
+
+def download(
+    deployment: Deployment, environ: Mapping[str, str], token: str | None, say: Callable[[str], None]
+) -> None:
+    """Download the models that ask for it, with the engine environment's own `hf`; what is there is not fetched again.
+
+    Raises:
+        AegisError: it fails; the message has the last words of `hf`.
+    """
+    venv = deployment.venv
+    program = str(Path(venv).expanduser() / "bin" / "hf") if venv else "hf"
+    for entry in deployment.models:
+        if not entry.download_weights or entry.engine == "sim" or deployment.skip_staging:
+            continue
+        command = [program, "download", entry.model]
+        if entry.model_source:
+            if Path(entry.model_source).expanduser().is_dir():
+                continue
+            command += ["--local-dir", str(Path(entry.model_source).expanduser())]
+        say(f"downloading {entry.model}")
+        secret = {"HF_TOKEN": token} if token else {}
+        home = str(Path(deployment.hf_home).expanduser())
+        try:
+            subprocess.run(
+                command,
+                env={**environ, **secret, "HF_HOME": home},
+                check=True,
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+            )
+        except FileNotFoundError:
+            raise AegisError(
+                f"{program} is not there, and {entry.name} is to be downloaded",
+                hint="install huggingface_hub beside the engine, or set `model_source`",
+            ) from None
+        except subprocess.CalledProcessError as error:
+            last = error.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
+            raise AegisError(f"{entry.model} cannot be downloaded: {last[0]}") from None
+
+
+def path_of(environ: Mapping[str, str]) -> str:
+    """Return the PATH that servers start from."""
+    return environ.get("PATH") or os.defpath

@@ -1,0 +1,1 @@
+"""The service that knows every instance and its state."""

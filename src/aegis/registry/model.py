@@ -1,0 +1,86 @@
+"""What the registry knows of a service, what agents send it, and what it answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, get_args
+
+from msgspec import Meta, Struct
+
+Status = Literal["pending", "starting", "healthy", "unhealthy", "draining", "stopped", "failed"]
+STATUSES: Final[tuple[str, ...]] = get_args(Status)
+
+HEALTHY_SECONDS: Final = 30.0  # default `timeout` of /services/healthy
+STALE_SECONDS: Final = 30.0  # without a push: shown unhealthy
+REMOVE_SECONDS: Final = 300.0  # without a push: removed
+RESERVED_IDS: Final = frozenset({"count", "healthy"})  # routes below /services
+
+
+class Service(Struct, frozen=True, kw_only=True):
+    """One service as clients see it; the keys are a contract (docs/registry.md)."""
+
+    service_id: str
+    host: str
+    port: int
+    service_type: str
+    status: Status
+    last_seen: float  # epoch seconds of the registry's clock: when the instance last answered its agent
+    metadata: dict[str, Any]  # model, job, instance, rank, node, pid, restarts, reason, since, ...
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """One service in an agent's push."""
+
+    service_id: Annotated[str, Meta(min_length=1)]
+    host: str
+    port: Annotated[int, Meta(ge=0, le=65535)]  # 0: serves no API (a further member of an instance)
+    service_type: str
+    status: Status
+    # Seconds since the instance last answered: no clock is compared across nodes.
+    age: Annotated[float, Meta(ge=0)]
+    metadata: dict[str, Any] = {}
+
+
+class Push(Struct, frozen=True, kw_only=True):
+    """One message per node: everything that its agent runs."""
+
+    node: Annotated[str, Meta(min_length=1)]
+    services: tuple[Report, ...]
+
+
+class Acknowledgement(Struct, frozen=True, kw_only=True):
+    """The answer to a push: what the agent should do."""
+
+    generations: dict[str, int] = {}  # per instance over several nodes: the newest start of any member
+    drain: tuple[str, ...] = ()  # instances to mark draining
+    stop: bool = False  # the whole fleet is to end
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """A service appeared, changed or went: one line of the journal."""
+
+    time: float  # epoch seconds
+    node: str
+    service: Service
+    removed: bool = False
+
+
+class Watched(Struct, frozen=True, kw_only=True):
+    """The answer of `/watch`: what changed after the revision that was asked for."""
+
+    revision: int  # ask with this one next time
+    services: tuple[Service, ...]  # the changed ones; all of them when `reset`
+    removed: tuple[str, ...]  # ids
+    reset: bool  # forget what you knew: the revision asked for is unknown or too old
+    stop: bool  # the whole fleet is to end
+
+
+class Count(Struct, frozen=True):
+    """The answer of `/services/count`."""
+
+    count: int
+
+
+class Failure(Struct, frozen=True):
+    """The answer of every request that failed."""
+
+    error: str

@@ -1,0 +1,206 @@
+"""The run directory of a job, its manifest, and the index by which jobs are found again.
+
+<log_dir>/<family>/<model>.<job id>/
+<model>.<job id>.sh .json .out .err    script, manifest, output
+fleet.jsonl, agent.py                  what each node is told, and by whom
+instances/<instance>.log               everything an engine said
+nodes/<node>.log                       everything an agent said
+registry.journal, secrets (0600)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from aegis.errors import AegisError, NotFoundError
+from aegis.files import write_atomically
+from aegis.spec.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+JobState = Literal["PENDING", "LAUNCHING", "READY", "FAILED", "SHUTDOWN", "UNKNOWN"]
+ENDED: tuple[JobState, ...] = ("FAILED", "SHUTDOWN")
+
+
+class Manifest(Struct, kw_only=True):
+    """What is known of a job; kept as JSON in its run directory."""
+
+    job: str  # handle: local://k3f9
+    name: str
+    models: list[str]
+    run_dir: str
+    state: JobState = "PENDING"
+    reason: str = ""
+    created: float = 0.0  # epoch seconds
+    ready: float | None = None  # first instance healthy
+    settled: bool = False  # every instance was healthy or given up once
+    ended: float | None = None
+    exit_code: int | None = None
+    walltime: int | None = None  # seconds
+    host: str = ""  # where the head of the job runs
+    pid: int | None = None
+    pid_started: int | None = None  # clock ticks after boot: a pid alone may belong to somebody else by now
+    instances: int = 0
+    nodes: int = 0
+    platform: str = ""
+    registry_url: str | None = None
+    base_url: str | None = None  # of the first healthy instance
+    endpoints_file: str | None = None
+    deployment: dict[str, Any] = {}
+
+
+class RunDir:
+    """The paths of one run."""
+
+    def __init__(self, path: Path, stem: str) -> None:
+        self.path = path
+        self.stem = stem  # <model>.<job id>
+        self.script = path / f"{stem}.sh"
+        self.manifest = path / f"{stem}.json"
+        self.out = path / f"{stem}.out"
+        self.err = path / f"{stem}.err"
+        self.fleet = path / "fleet.jsonl"
+        self.agent = path / "agent.py"
+        self.journal = path / "registry.journal"
+        self.secrets = path / "secrets"
+        self.token = path / "registry.token"
+        self.port_file = path / "registry.port"
+        self.instances = path / "instances"
+        self.nodes = path / "nodes"
+
+    @classmethod
+    def at(cls, path: Path) -> RunDir:
+        """Return the run directory that exists at a path."""
+        return cls(path, path.name)
+
+    @classmethod
+    def create(cls, log_dir: str, model: str, job_id: str) -> RunDir:
+        """Make the run directory of a new job.
+
+        Raises:
+            AegisError: it cannot be made.
+        """
+        name = slug(model)
+        stem = f"{name}.{job_id}"
+        path = Path(os.path.abspath(Path(log_dir).expanduser())) / family(name) / stem  # noqa: PTH100 - links stay as the user wrote them
+        run = cls(path, stem)
+        try:
+            for folder in (path, run.instances, run.nodes):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AegisError(
+                f"the run directory cannot be made: {path}: {error.strerror}",
+                hint="choose another with --log-dir",
+            ) from None
+        return run
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write the manifest.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        text = msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode()
+        write_atomically(self.manifest, text + "\n")
+
+    def read_manifest(self) -> Manifest:
+        """Return the manifest.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        try:
+            return msgspec.json.decode(self.manifest.read_bytes(), type=Manifest)
+        except (OSError, msgspec.DecodeError) as error:
+            raise NotFoundError(f"no manifest of a job at {self.manifest}: {error}") from None
+
+    def remove_secrets(self) -> None:
+        """Remove what only a running job needs."""
+        for file in (self.secrets, self.token):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def slug(name: str) -> str:
+    """Return the last part of a model's name or path, safe as a file name and in a URL."""
+    last = name.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip(".-")[:80] or "model"
+
+
+def family(name: str) -> str:
+    """Return the model's family: what stands before its size (`Llama-3.3` of `Llama-3.3-70B-Instruct`)."""
+    match = re.match(r"(.+?)-\d+(?:\.\d+)?(?:x\d+(?:\.\d+)?)?[BbMm]\b", name)
+    return match[1] if match else name
+
+
+# ------------------------------------------------------------------------------------------------ the index
+
+
+def index_folder(environ: Mapping[str, str]) -> Path:
+    """Return the folder that links every job of this user to its run directory."""
+    state = Path(environ.get("XDG_STATE_HOME") or Path(environ.get("HOME", "/")) / ".local" / "state")
+    return Path(environ.get("AEGIS_STATE_DIR") or state / "aegis") / "jobs"
+
+
+def register(handle: str, run: RunDir, environ: Mapping[str, str]) -> None:
+    """Link a job to its run directory.
+
+    Raises:
+        OSError: the link cannot be made.
+    """
+    folder = index_folder(environ)
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / handle.replace("://", ":").replace("/", "_")
+    with contextlib.suppress(FileNotFoundError):
+        link.unlink()
+    link.symlink_to(run.path)
+
+
+def known_runs(environ: Mapping[str, str]) -> Iterator[RunDir]:
+    """Yield the run directories of this user's jobs, oldest first; links to what was deleted are dropped."""
+    folder = index_folder(environ)
+    try:
+        links = sorted(folder.iterdir(), key=lambda link: link.lstat().st_mtime)
+    except OSError:
+        return
+    for link in links:
+        try:
+            path = link.readlink()
+        except OSError:
+            continue
+        if path.is_dir():
+            yield RunDir.at(path)
+        elif path.parent.is_dir():  # not merely a file system that is away
+            with contextlib.suppress(OSError):
+                link.unlink()
+
+
+def find_run(handle: str, environ: Mapping[str, str]) -> RunDir:
+    """Return the run of a handle (`local://k3f9`, or `k3f9` where that is unambiguous).
+
+    Raises:
+        NotFoundError: there is none, or more than one.
+    """
+    runs = {}
+    for run in known_runs(environ):
+        with contextlib.suppress(NotFoundError):
+            runs[run.read_manifest().job] = run
+    if handle in runs:
+        return runs[handle]
+    matches = [job for job in runs if job.partition("://")[2] == handle]
+    if len(matches) == 1:
+        return runs[matches[0]]
+    if matches:
+        raise NotFoundError(f"`{handle}` may be any of {', '.join(matches)}", hint="give the whole handle")
+    known = [*runs, *(job.partition("://")[2] for job in runs)]
+    raise NotFoundError(
+        f"there is no job `{handle}`", hint=did_you_mean(handle, known) or "`aegis status` lists the jobs"
+    )

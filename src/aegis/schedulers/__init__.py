@@ -1,0 +1,1 @@
+"""PBS, Slurm and this machine behind six verbs."""

@@ -1,0 +1,148 @@
+"""This machine as a scheduler: a job is a process in the background, and its manifest is the accounting."""
+
+from __future__ import annotations
+
+import os
+import secrets as random_names
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aegis.errors import AegisError, NotFoundError
+from aegis.files import write_atomically
+from aegis.processes import is_alive, signal_process, start_of
+from aegis.runs import ENDED, Manifest, RunDir, find_run, known_runs, register
+from aegis.schedulers.base import JobLogs, JobRequest, JobStatus, SchedulerInfo
+from aegis.schedulers.script import script as job_script
+from aegis.spec.walltime import parse_walltime
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # no letter that looks like another
+ID_LENGTH = 6
+JOB_VARIABLE = "AEGIS_JOB"
+RUN_DIR_VARIABLE = "AEGIS_RUN_DIR"
+
+
+def new_handle() -> str:
+    """Return a handle that no job has."""
+    return "local://" + "".join(random_names.choice(ALPHABET) for _ in range(ID_LENGTH))
+
+
+class Local:
+    """Runs jobs on this machine."""
+
+    name = "local"
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+
+    def describe(self) -> SchedulerInfo:
+        """Tell that this machine is here."""
+        return SchedulerInfo(self.name, available=True, detail=f"this machine ({os.uname().nodename})")
+
+    def render(self, request: JobRequest) -> str:
+        """Return the job script."""
+        return job_script(request)
+
+    def submit(self, request: JobRequest, script: str, secrets: Mapping[str, str]) -> str:
+        """Start the job in the background and return its handle.
+
+        Raises:
+            AegisError: the run directory cannot be written, or bash is missing.
+        """
+        handle = new_handle()
+        run = RunDir.create(request.log_dir, request.models[0], handle.partition("://")[2])
+        manifest = Manifest(
+            job=handle,
+            name=request.name,
+            models=list(request.models),
+            run_dir=str(run.path),
+            created=time.time(),
+            walltime=parse_walltime(request.walltime) if request.walltime else None,
+            host=os.uname().nodename,
+            nodes=request.nodes,
+            endpoints_file=request.endpoints_file,
+        )
+        try:
+            write_atomically(run.script, script, 0o755)
+            run.write_manifest(manifest)
+            with run.out.open("ab") as out, run.err.open("ab") as err:
+                process = subprocess.Popen(
+                    ["bash", str(run.script)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    start_new_session=True,  # it outlives this terminal
+                    env={**self.environ, **secrets, JOB_VARIABLE: handle, RUN_DIR_VARIABLE: str(run.path)},
+                )
+            manifest.pid, manifest.pid_started = process.pid, start_of(process.pid)
+            _note_process(run, manifest)
+            register(handle, run, self.environ)
+        except OSError as error:
+            raise AegisError(
+                f"the job cannot be started: {error.filename or run.path}: {error.strerror}",
+                hint="choose another directory with --log-dir",
+            ) from None
+        return handle
+
+    def query(self, handles: Sequence[str]) -> dict[str, JobStatus]:
+        """Return the state of each job: what its manifest says, unless its process is gone."""
+        wanted = set(handles)
+        found = {}
+        for run in known_runs(self.environ):
+            try:
+                manifest = run.read_manifest()
+            except NotFoundError:
+                continue
+            if manifest.job in wanted:
+                found[manifest.job] = status_of(manifest)
+        return found
+
+    def cancel(self, handle: str) -> None:
+        """Ask the head of the job to stop its servers and end.
+
+        Raises:
+            NotFoundError: there is no such job.
+        """
+        manifest = find_run(handle, self.environ).read_manifest()
+        if manifest.state not in ENDED and manifest.pid and manifest.pid_started:
+            signal_process(manifest.pid, manifest.pid_started, signal.SIGTERM)
+
+    def logs(self, handle: str) -> JobLogs:
+        """Return where a job writes.
+
+        Raises:
+            NotFoundError: there is no such job.
+        """
+        run = find_run(handle, self.environ)
+        return JobLogs(run.out, run.err)
+
+
+def status_of(manifest: Manifest) -> JobStatus:
+    """Return the state of a local job; a head that vanished without a word has failed."""
+    if manifest.state in ENDED or is_alive(manifest.pid, manifest.pid_started):
+        return JobStatus(state=manifest.state, reason=manifest.reason, exit_code=manifest.exit_code)
+    if manifest.host != os.uname().nodename:
+        return JobStatus(state="UNKNOWN", reason=f"it runs on {manifest.host}: ask there")
+    said = _last_words(RunDir.at(Path(manifest.run_dir)).err) if manifest.state == "PENDING" else ""
+    return JobStatus(state="FAILED", reason=said or "the head of the job was killed, or the machine restarted")
+
+
+def _last_words(log: Path) -> str:
+    """Return the error that ended a job before it could note anything."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    return "\n".join(lines[errors[-1] :]).removeprefix("error: ") if errors else ""
+
+
+def _note_process(run: RunDir, manifest: Manifest) -> None:
+    """Note the process in the manifest, unless the job itself has written there already."""
+    if run.read_manifest().pid is None:
+        run.write_manifest(manifest)

@@ -1,0 +1,1 @@
+"""What the user asks for: deployment, platform; loading and merging them."""

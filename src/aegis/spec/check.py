@@ -1,0 +1,179 @@
+"""Hold values against a struct, field by field, and gather every problem instead of the first."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from aegis.errors import Problem
+from aegis.spec.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from aegis.spec.document import Document, Path
+
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "nothing",
+}
+_EXPECTED = re.compile(r"Expected `([^`]+)`(.*?)(?:, got `([^`]+)`)?$")
+_AT = re.compile(r" - at `\$(.*)`$")
+_STEP = re.compile(r"\[(\d+)\]|\.([^.\[]+)|\[\.\.\.\]")
+SHOWN = 60  # characters of a wrong value that a message repeats
+
+
+def field_types(cls: type[msgspec.Struct]) -> dict[str, Any]:
+    """Return the type of every field of a struct, with its constraints."""
+    return {field.name: field.type for field in msgspec.structs.fields(cls)}
+
+
+def check_mapping(
+    document: Document,
+    path: Path,
+    types: Mapping[str, Any],
+    known: Collection[str] = (),
+    elsewhere: Collection[str] = (),
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Convert the keys of the mapping at `path` that `types` names.
+
+    Args:
+        document: the file.
+        path: where the mapping stands in it.
+        types: the type of each key that may stand here.
+        known: keys that may stand here too, left to the caller.
+        elsewhere: keys that belong to the top level of the file, for the hint.
+
+    Returns:
+        The converted values, and a problem for each wrong value or unknown key.
+    """
+    mapping = value_at(document, path)
+    problems: list[Problem] = []
+    values: dict[str, Any] = {}
+    if not isinstance(mapping, dict):
+        found = "nothing" if mapping is None else _kind(mapping)
+        return {}, [Problem(document.where(path), f"expected a mapping of keys to values, not {found}")]
+    for key, value in mapping.items():
+        here = (*path, key)
+        if key in types:
+            try:
+                values[key] = convert(value, types[key], text=_literal(document, value, here))
+            except msgspec.ValidationError as error:
+                message, inner = explain(key, value, error)
+                problems.append(
+                    Problem(document.where((*here, *inner)), message, hint_for(types[key], value, error))
+                )
+        elif key not in known:
+            hint = (
+                "it belongs to the top level of the file"
+                if key in elsewhere
+                else did_you_mean(key, [*types, *known])
+            )
+            problems.append(Problem(document.where(here), f"unknown key `{key}`", hint))
+    return values, problems
+
+
+def value_at(document: Document, path: Path) -> Any:
+    """Return the value at a path of a document."""
+    value = document.value
+    for step in path:
+        value = value[step]
+    return value
+
+
+def convert(value: Any, type_: Any, *, text: Any = None, strict: bool = True) -> Any:
+    """Convert a value; where text is wanted, `text` (what the file literally says) serves.
+
+    Raises:
+        msgspec.ValidationError: it does not fit the type.
+    """
+    try:
+        return msgspec.convert(value, type_, strict=strict)
+    except msgspec.ValidationError:
+        if text is not None and text != value:
+            try:
+                return msgspec.convert(text, type_, strict=strict)
+            except msgspec.ValidationError:
+                pass
+        raise
+
+
+def explain(key: str, value: Any, error: msgspec.ValidationError) -> tuple[str, Path]:
+    """Return msgspec's complaint in a person's words, and where below `key` it applies."""
+    said = str(error)
+    inner: list[str | int] = []
+    if at := _AT.search(said):
+        said = said[: at.start()]
+        for index, name in _STEP.findall(at[1]):
+            if index or name:
+                inner.append(int(index) if index else name)
+    if said != str(error) and "$[...]" in str(error) and isinstance(value, dict):
+        inner = [next((name for name, item in value.items() if not isinstance(item, str)), "")]
+    wrong: Any = value
+    step: Any
+    for step in inner:
+        wrong = wrong[step] if isinstance(wrong, dict | list) else wrong
+    name = key + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in inner)
+    if match := _EXPECTED.match(said):
+        wanted = " or ".join(_WORDS.get(word.strip(), word.strip()) for word in match[1].split("|"))
+        return f"`{name}` should be {wanted}{match[2]}, not {_shown(wrong)}", tuple(inner)
+    if said.startswith("Invalid enum value"):
+        return f"`{name}` cannot be {_shown(wrong)}", tuple(inner)
+    return f"`{name}`: {said[:1].lower()}{said[1:]}", tuple(inner)
+
+
+def choices(type_: Any) -> tuple[str, ...]:
+    """Return the values of a Literal type, however it is wrapped; () for other types."""
+    info = msgspec.inspect.type_info(type_)
+    stack = [info]
+    while stack:
+        info = stack.pop()
+        if isinstance(info, msgspec.inspect.Metadata):
+            stack.append(info.type)
+        elif isinstance(info, msgspec.inspect.UnionType):
+            stack.extend(info.types)
+        elif isinstance(info, msgspec.inspect.LiteralType):
+            return tuple(str(value) for value in info.values)
+    return ()
+
+
+def hint_for(type_: Any, value: Any, error: msgspec.ValidationError) -> str | None:
+    """Return what to write instead, where that is known."""
+    if "Expected `array`, got `str`" in str(error):
+        return "write one list item per argument"
+    if allowed := choices(type_):
+        close = did_you_mean(str(value), allowed)
+        return close or f"one of {', '.join(allowed)}"
+    return None
+
+
+def _literal(document: Document, value: Any, path: Path) -> Any:
+    """Return the value with every number and bool as the text that the file has for it."""
+    if isinstance(value, dict):
+        return {key: _literal(document, item, (*path, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_literal(document, item, (*path, index)) for index, item in enumerate(value)]
+    return document.texts.get(path, value)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", int: "a number"}
+    return names.get(type(value), "a value")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict | list):
+        return _kind(value)
+    text = ascii(value)[1:-1] if isinstance(value, str) and not value.isprintable() else str(value)
+    if isinstance(value, bool):
+        text = text.lower()
+    return f"`{text[:SHOWN]}…`" if len(text) > SHOWN else f"`{text}`"

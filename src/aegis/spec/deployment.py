@@ -1,0 +1,111 @@
+"""What one job is asked to serve.
+
+These two structs are the single source of the deployment file's keys, the common command-line flags, the
+`AEGIS_*` environment variables, the JSON Schema and the reference page of the documentation.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+Text: TypeAlias = Annotated[str, Meta(min_length=1)]
+Count: TypeAlias = Annotated[int, Meta(ge=1)]
+Port: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
+EngineName = Literal["vllm", "sglang", "sim"]
+SchedulerName = Literal["local", "pbs", "slurm"]
+
+REGISTRY_PORT = 8471
+PORT_START = 8000
+
+
+class ModelEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One model of a deployment."""
+
+    model: Annotated[Text, Meta(description="Hugging Face id or path of the model")]
+    served_model_name: Annotated[
+        Text | None, Meta(description="the name that clients use (default: the value of `model`)")
+    ] = None
+    engine: Annotated[EngineName, Meta(description="inference engine")] = "vllm"
+    instances: Annotated[Count, Meta(description="number of servers")] = 1
+    tensor_parallel_size: Annotated[Count, Meta(description="devices over which each layer is split")] = 1
+    pipeline_parallel_size: Annotated[Count, Meta(description="groups over which the layers are split")] = 1
+    data_parallel_size: Annotated[Count, Meta(description="replicas inside one server")] = 1
+    model_source: Annotated[
+        Text | None,
+        Meta(description="directory that holds the weights (a model or a Hugging Face cache entry)"),
+    ] = None
+    download_weights: Annotated[
+        bool, Meta(description="download the weights from the Hugging Face Hub before staging")
+    ] = False
+    extra_vllm_args: Annotated[tuple[str, ...], Meta(description="further arguments of `vllm serve`")] = ()
+    extra_sglang_args: Annotated[
+        tuple[str, ...], Meta(description="further arguments of `sglang.launch_server`")
+    ] = ()
+    extra_sim_args: Annotated[tuple[str, ...], Meta(description="further arguments of `aegis sim`")] = ()
+    env: Annotated[dict[str, str], Meta(description="environment variables of the server")] = {}
+
+    @property
+    def name(self) -> str:
+        """The name that clients use."""
+        return self.served_model_name or self.model
+
+    @property
+    def devices(self) -> int:
+        """Devices that one instance takes."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+
+    @property
+    def extra_args(self) -> tuple[str, ...]:
+        """Further arguments of the chosen engine."""
+        return {
+            "vllm": self.extra_vllm_args,
+            "sglang": self.extra_sglang_args,
+            "sim": self.extra_sim_args,
+        }[self.engine]
+
+
+class Deployment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that one job is asked to serve."""
+
+    models: Annotated[tuple[ModelEntry, ...], Meta(min_length=1, description="the models")]
+    name: Annotated[Text | None, Meta(description="name of the job (default: the first model's)")] = None
+    platform: Annotated[
+        Text, Meta(description="site profile: a name of `aegis platform list` or a file (default: detected)")
+    ] = "auto"
+    scheduler: Annotated[
+        SchedulerName | None, Meta(description="where jobs go (default: the platform's)")
+    ] = None
+    walltime: Annotated[Text | None, Meta(description="time limit of the job, HH:MM:SS")] = None
+    queue: Annotated[Text | None, Meta(description="queue or partition")] = None
+    account: Annotated[Text | None, Meta(description="project that pays")] = None
+    filesystems: Annotated[Text | None, Meta(description="PBS filesystems directive, such as flare:home")] = (
+        None
+    )
+    port_start: Annotated[
+        Port | None, Meta(description="first port on each node, one more for each further server there")
+    ] = None
+    registry_port: Annotated[Port | None, Meta(description="port of the registry")] = None
+    hf_home: Annotated[Text, Meta(description="Hugging Face home on each node")] = "/tmp/hf_home"  # noqa: S108 - the contract's default
+    conda_env: Annotated[
+        Text | None, Meta(description="conda-pack tarball to distribute and activate on all nodes")
+    ] = None
+    venv: Annotated[Text | None, Meta(description="virtual environment that holds the engine")] = None
+    aegis_env: Annotated[
+        Text | None, Meta(description="environment that holds aegis on the compute nodes")
+    ] = None
+    startup_timeout: Annotated[Count, Meta(description="seconds a server may take to become healthy")] = 600
+    max_restarts: Annotated[
+        int, Meta(ge=0, description="restarts of a server that keeps failing before it is given up")
+    ] = 3
+    endpoints_file: Annotated[Text, Meta(description="file that lists the healthy servers")] = (
+        "aegis_endpoints.txt"
+    )
+    log_dir: Annotated[Text, Meta(description="root of the run directories")] = "~/.aegis-logs"
+    skip_staging: Annotated[
+        bool, Meta(description="the weights are in hf_home already: neither stage them nor read model_source")
+    ] = False
+    wait: Annotated[bool, Meta(description="submit: return when the servers are healthy")] = False
+    bench: Annotated[bool, Meta(description="run `aegis bench` when the servers are healthy")] = False
+    bench_num_prompts: Annotated[Count, Meta(description="prompts per server of that benchmark")] = 100

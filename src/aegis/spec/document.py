@@ -1,0 +1,191 @@
+"""Read a YAML file with YAML 1.2 meaning, and remember the line that every value stands on.
+
+YAML 1.1 readers turn `01:00:00` into 3600 and `no` into false. Here only the plain scalars of the YAML 1.2
+core schema (section 10.3.2) become something other than text.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from msgspec import Struct
+
+from aegis.errors import ConfigError, DeploymentError, Problem
+
+if TYPE_CHECKING:
+    from pathlib import Path as FilePath
+
+Path = tuple[str | int, ...]
+
+STDIN = "-"
+MAX_BYTES = 16 << 20  # a deployment or catalog is kilobytes; anything this large is the wrong file
+MAX_VALUES = 1_000_000  # stops aliases of aliases ("billion laughs") before they fill the memory
+
+
+class Document(Struct, frozen=True):
+    """The values of a YAML file, the line of each, and the text of those that are not text."""
+
+    name: str
+    value: Any
+    lines: dict[Path, int]
+    texts: dict[Path, str]  # the literal text of plain scalars that mean a number or a bool
+    problems: tuple[Problem, ...]
+
+    def where(self, path: Path) -> str:
+        """Return `file:line` of the value at `path`, or of the nearest thing around it."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return f"{self.name}:{self.lines.get(path, 1)}"
+
+
+_FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
+
+
+class _Loader(_FastLoader):  # type: ignore[misc]
+    """Resolves plain scalars as YAML 1.2's core schema does."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own attribute
+
+
+_CORE_SCHEMA = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+)
+for _tag, _pattern, _first in _CORE_SCHEMA:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def read_document(file: FilePath) -> Document:
+    """Read a YAML file; `-` is standard input.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        DeploymentError: it is not YAML.
+    """
+    try:
+        raw = sys.stdin.buffer.read() if str(file) == STDIN else file.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: cannot be read: {error.strerror}", hint="check the path given with --config"
+        ) from None
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"{file}: {len(raw)} bytes is no configuration file", hint="is it the right file?")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DeploymentError([Problem(f"{file}:{line}", "not UTF-8 text")]) from None
+    return parse_document(text, str(file))
+
+
+def parse_document(text: str, name: str) -> Document:
+    """Read YAML text; `name` stands for the file in messages.
+
+    Raises:
+        DeploymentError: it is not YAML.
+    """
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+    except yaml.YAMLError as error:
+        raise DeploymentError([_syntax_problem(error, name)]) from None
+    finally:
+        loader.dispose()
+    builder = _Builder(name)
+    value = builder.build(root, ()) if root is not None else None
+    return Document(name, value, builder.lines, builder.texts, tuple(builder.problems))
+
+
+def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    where = f"{name}:{mark.line + 1}" if mark else name
+    said = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
+    if "cannot start any token" in said and "\\t" in said:
+        return Problem(where, "a tab is used for indentation", "use spaces")
+    context = getattr(error, "context", None)
+    return Problem(where, f"not valid YAML: {said}{f' {context}' if context else ''}")
+
+
+class _Builder:
+    """Turns PyYAML's nodes into plain values and keeps their positions."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lines: dict[Path, int] = {}
+        self.texts: dict[Path, str] = {}
+        self.problems: list[Problem] = []
+        self._open: set[int] = set()
+
+    def build(self, node: yaml.Node, path: Path) -> Any:
+        if path not in self.lines:
+            self.lines[path] = node.start_mark.line + 1
+        if len(self.lines) > MAX_VALUES:
+            raise DeploymentError([Problem(self._where(node), f"more than {MAX_VALUES} values")])
+        if id(node) in self._open:
+            self.problems.append(Problem(self._where(node), "an alias that contains itself"))
+            return None
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, path)
+        self._open.add(id(node))
+        try:
+            if isinstance(node, yaml.SequenceNode):
+                return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
+            return self._mapping(node, path)
+        finally:
+            self._open.discard(id(node))
+
+    def _mapping(self, node: yaml.Node, path: Path) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problems.append(Problem(self._where(key_node), "a key has to be text"))
+                continue
+            key = key_node.value
+            if key in result:
+                first = self.lines[(*path, key)]
+                self.problems.append(
+                    Problem(self._where(key_node), f"`{key}` is given twice", f"first on line {first}")
+                )
+                continue
+            self.lines[(*path, key)] = key_node.start_mark.line + 1
+            result[key] = self.build(value_node, (*path, key))
+        return result
+
+    def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
+        text: str = node.value
+        kind = node.tag.rpartition(":")[2]
+        if kind == "str" or node.style in {"'", '"', "|", ">"}:
+            return text
+        try:
+            value = _core_value(kind, text)
+        except ValueError:
+            self.problems.append(Problem(self._where(node), f"`{text}` is no {kind} ({node.tag})"))
+            return None
+        if value is not None:
+            self.texts[path] = text
+        return value
+
+    def _where(self, node: yaml.Node) -> str:
+        return f"{self.name}:{node.start_mark.line + 1}"
+
+
+def _core_value(kind: str, text: str) -> Any:
+    """Return the value of a plain scalar whose tag the core schema chose."""
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return text.lower() == "true"
+    if kind == "int":
+        return int(text, 0) if text[:2] in {"0o", "0x"} else int(text)
+    if kind == "float":
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    raise ValueError(kind)

@@ -1,0 +1,76 @@
+"""Write a deployment as the YAML file that resolves to it again, and the schema of such files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import yaml
+
+from aegis.spec.deployment import Deployment, ModelEntry
+from aegis.spec.resolve import SECRET
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def dump_deployment(
+    deployment: Deployment, origins: Mapping[str, str] | None = None, *, brief: bool = False
+) -> str:
+    """Return the deployment as YAML.
+
+    Args:
+        deployment: what to write.
+        origins: with these, each line says where its value came from.
+        brief: leave out keys without a value.
+    """
+    values = msgspec.to_builtins(deployment)
+    if brief:
+        values = {key: value for key, value in values.items() if value not in (None, [], {})}
+        values["models"] = [
+            {key: value for key, value in model.items() if value not in (None, [], {})}
+            for model in values["models"]
+        ]
+    models = values.pop("models")
+    lines = [line for key, value in values.items() for line in _entry(key, value, origins, key)]
+    lines += ["", "models:"]
+    for index, model in enumerate(models):
+        entry = [
+            line
+            for key, value in model.items()
+            for line in _entry(key, value, origins, f"models[{index}].{key}")
+        ]
+        lines += [f"  - {entry[0]}", *(f"    {line}" for line in entry[1:])]
+    return "\n".join(lines) + "\n"
+
+
+def _entry(key: str, value: Any, origins: Mapping[str, str] | None, path: str) -> list[str]:
+    text = yaml.safe_dump({key: value}, width=10**6, sort_keys=False, allow_unicode=True)
+    first, *rest = text.rstrip("\n").split("\n")
+    if origins is not None:
+        first = f"{first}  # {origins.get(path, 'default')}"
+    return [first, *rest]
+
+
+def deployment_schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of a deployment file, with one model or a list of them."""
+    (schema, model), definitions = msgspec.json.schema_components(
+        [Deployment, ModelEntry], ref_template="#/$defs/{name}"
+    )
+    del schema, model
+    top = dict(definitions.pop("Deployment"))
+    entry = definitions["ModelEntry"]
+    properties = {**top["properties"], **entry["properties"]}
+    properties[SECRET] = {
+        "type": "string",
+        "description": "Hugging Face token; better set as HF_TOKEN in the environment",
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **top,
+        "title": "Aegis deployment",
+        "properties": properties,
+        "required": [],
+        "oneOf": [{"required": ["model"]}, {"required": ["models"]}],
+        "$defs": definitions,
+    }

@@ -1,0 +1,41 @@
+"""What every test may rely on: an environment of its own, and the real vLLM where it is installed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# A test behaves the same inside an allocation, behind a proxy, and for a user with settings of their own.
+FOREIGN = (
+    *("AEGIS_", "VEC_INF_", "SLURM_", "SBATCH_", "PBS_", "HF_", "VLLM_", "XDG_"),
+    *("CUDA_VISIBLE_", "ZE_AFFINITY_", "ROCR_VISIBLE_", "HIP_VISIBLE_"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "NO_COLOR", "FORCE_COLOR", "COLUMNS"),
+)
+VLLM = os.environ.get("AEGIS_TEST_VLLM")  # scripts/install-vllm-cpu
+MODEL = os.environ.get("AEGIS_TEST_MODEL")  # scripts/make_tiny_model.py
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name in os.environ:
+        if name.upper().startswith(FOREIGN):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture(scope="session")
+def vllm_venv() -> Path:
+    """The environment that holds the real vLLM, CPU build."""
+    if not VLLM:
+        pytest.skip("AEGIS_TEST_VLLM names no environment (scripts/test sets it)")
+    return Path(VLLM)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    """A model of 0.8 M random parameters."""
+    if not MODEL:
+        pytest.skip("AEGIS_TEST_MODEL names no model (scripts/test sets it)")
+    return Path(MODEL)

@@ -1,0 +1,170 @@
+"""The shape of the code: who imports whom, what light commands load, what no file may say."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import aegis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "aegis"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# Small helpers that any part may use, and that use nothing but each other.
+BASE = {"cpulist", "errors", "files", "processes", "version"}
+
+# The data path: part -> the parts that it may import besides BASE. A new part needs a line here.
+MAY_IMPORT: dict[str, set[str]] = {
+    "spec": set(),
+    "placement": {"spec"},
+    "engines": {"placement", "spec"},
+    "planner": {"placement", "spec"},
+    "preflight": {"engines", "spec"},
+    "runs": {"spec"},
+    "schedulers": {"placement", "runs", "spec"},
+    "staging": {"runs", "spec"},
+    "registry": set(),
+    "fleet": {
+        *("engines", "placement", "preflight", "registry", "runs", "schedulers", "spec", "staging"),
+    },
+    "gateway": {"registry", "runs", "spec"},
+    "bench": {"registry", "runs", "spec"},
+    "mapper": {"registry", "runs", "spec"},
+}
+ANYTHING = {"cli", "__main__"}  # the command line may import every part
+
+PURE = {"engines", "placement", "planner", "spec"}
+NETWORK = {
+    "aiohttp",
+    "asyncio",
+    "ftplib",
+    "http",
+    "requests",
+    "socket",
+    "socketserver",
+    "ssl",
+    "urllib.request",
+}
+SERVER = SOURCE / "engines" / "simulator"  # an engine of our own: it does serve
+
+HEAVY = {"asyncio", "aiohttp", "rich", "numpy", "importlib.metadata"}
+
+UNSPEAKABLE = re.compile(
+    r"--(extra-)?index-url[ =]\S|https?://\S+/simple\b"  # where packages come from is for each machine to say
+    r"|/[U]sers/\w|/[r]oot/\w"  # somebody's machine
+)
+
+
+def part_of(path: Path) -> str:
+    """Return the part a file belongs to: a package or a module right below aegis."""
+    first = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    return "version" if first == "__init__" else first
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the full name of every import of a file, wherever it stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Return the parts of Aegis that a file imports; `aegis.__version__` belongs to the part `version`."""
+    names = {name.split(".")[1] for name in imports(path) if name.startswith("aegis.")}
+    return {
+        name if (SOURCE / name).is_dir() or (SOURCE / f"{name}.py").exists() else "version" for name in names
+    }
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(SOURCE))
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_imports_point_down_the_data_path(path: Path) -> None:
+    part = part_of(path)
+    if part in ANYTHING:
+        return
+    allowed = BASE if part in BASE else MAY_IMPORT[part] | BASE | {part}
+    assert imported_parts(path) <= allowed
+
+
+def test_only_fleet_joins_engines_registry_and_staging() -> None:
+    joined = {"engines", "registry", "staging"}
+    assert [part for part, below in MAY_IMPORT.items() if len((below | {part}) & joined) > 1] == ["fleet"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if part_of(path) in PURE and SERVER not in path.parents],
+    ids=named,
+)
+def test_pure_parts_know_no_network(path: Path) -> None:
+    used = {
+        module
+        for name in imports(path)
+        for module in NETWORK
+        if name == module or name.startswith(f"{module}.")
+    }
+    assert not used
+
+
+def test_the_agent_is_one_file_of_the_standard_library_for_python_3_9() -> None:
+    agent = SOURCE / "fleet" / "agent.py"
+    ast.parse(agent.read_text(encoding="utf-8"), feature_version=(3, 9))
+    assert {name.split(".")[0] for name in imports(agent)} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("line", ["--help", "--version", "platform list", "status", "submit --help"])
+def test_light_commands_load_nothing_heavy(line: str) -> None:
+    program = (
+        "import json, sys\n"
+        "from aegis.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print(json.dumps(sorted(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *line.split()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(json.loads(done.stderr.splitlines()[-1]))
+    assert not loaded & HEAVY
+
+
+def test_public_names_are_sorted_and_there() -> None:
+    assert aegis.__all__ == sorted(aegis.__all__)
+    for name in aegis.__all__:
+        getattr(importlib.import_module("aegis"), name)
+
+
+def test_no_file_names_a_package_registry_or_a_path_of_somebodys_machine() -> None:
+    found = []
+    for path in sorted(ROOT.rglob("*")):
+        inside = path.relative_to(ROOT).parts
+        hidden = inside[0].startswith(".") and inside[0] != ".ci"
+        if hidden or "__pycache__" in inside or not path.is_file():
+            continue
+        text = path.read_bytes().decode("utf-8", errors="replace")
+        found += [f"{path}: {match[0]}" for match in UNSPEAKABLE.finditer(text)]
+    assert not found
