@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
-    from multiprocessing.queues import Queue
 
 MODELS = 100
 PER_AGENT = 4
@@ -172,24 +172,26 @@ async def on_schedule(
     return spent, failures
 
 
-def run_agents(port: int, start: float, seconds: float, options: argparse.Namespace, out: Queue[Any]) -> None:
+def run_agents(
+    port: int, start: float, seconds: float, options: argparse.Namespace
+) -> tuple[list[float], int]:
     async def push(number: int) -> None:
         agent = number % options.agents
         await http(port, "PUT", f"/nodes/node{agent:05d}", body_of(agent))
 
-    out.put(asyncio.run(on_schedule(start, seconds, options.agents / options.period, push)))
+    return asyncio.run(on_schedule(start, seconds, options.agents / options.period, push))
 
 
 def run_queries(
-    port: int, start: float, seconds: float, options: argparse.Namespace, out: Queue[Any]
-) -> None:
+    port: int, start: float, seconds: float, options: argparse.Namespace
+) -> tuple[list[float], int]:
     async def query(number: int) -> None:
         model = f"org%2Fmodel-{number % MODELS}"
         found = json.loads(await http(port, "GET", f"/services/healthy?type=vllm&model={model}"))
         if not found:
             raise OSError("nothing is healthy")
 
-    out.put(asyncio.run(on_schedule(start, seconds, options.rate, query)))
+    return asyncio.run(on_schedule(start, seconds, options.rate, query))
 
 
 # Measuring
@@ -211,42 +213,27 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def measure(pid: int, port: int, options: argparse.Namespace) -> Iterator[tuple[str, float]]:
     """Announce every service once, then load the server and yield the figures."""
-    context = multiprocessing.get_context("spawn")
-    out: list[Queue[Any]] = [context.Queue(), context.Queue()]
-    first = (port, time.monotonic() + 1, options.period, options, out[0])
-    run_to_end(context, [(run_agents, first)])
-    pushes, failures = out[0].get(timeout=60)
-    yield (
-        "services announced",
-        len(json.loads(asyncio.run(http(port, "GET", "/services/healthy?timeout=600")))),
-    )
-    start = time.monotonic() + 2
-    agents = (port, start, options.seconds, options, out[0])
-    queries = (port, start, options.seconds, options, out[1])
-    sampled: list[float] = []
-    timer = threading.Timer(start - time.monotonic(), lambda: sampled.append(cpu_seconds(pid)))
-    timer.start()
-    run_to_end(context, [(run_agents, agents), (run_queries, queries)])
-    cpu = cpu_seconds(pid) - sampled[0]
-    (pushes, push_failures), (spent, query_failures) = out[0].get(timeout=60), out[1].get(timeout=60)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        announced = pool.submit(run_agents, port, time.monotonic() + 1, options.period, options)
+        _, failures = announced.result(120)
+        found = json.loads(asyncio.run(http(port, "GET", "/services/healthy?timeout=600")))
+        yield "services announced", len(found)
+        start = time.monotonic() + 2
+        agents = pool.submit(run_agents, port, start, options.seconds, options)
+        queries = pool.submit(run_queries, port, start, options.seconds, options)
+        time.sleep(start - time.monotonic())
+        cpu = cpu_seconds(pid)
+        (pushes, push_failures), (spent, query_failures) = agents.result(300), queries.result(300)
+        cpu = cpu_seconds(pid) - cpu
+        loaded = time.monotonic() - start  # a server that lags behind works longer
     for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
         yield f"query {name} [ms]", 1000 * percentile(spent, share)
     yield "push p99 [ms]", 1000 * percentile(pushes, 0.99)
-    yield "CPU [s/s]", cpu / options.seconds
+    yield "CPU [s/s]", cpu / loaded
     yield "peak memory [MiB]", memory_mib(pid)
     yield "pushes", len(pushes)
     yield "queries", len(spent)
     yield "failed", failures + push_failures + query_failures
-
-
-def run_to_end(context: Any, work: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
-    processes = [context.Process(target=target, args=args, daemon=True) for target, args in work]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-        if process.exitcode != 0:
-            raise SystemExit(f"a load process ended with {process.exitcode}")
 
 
 def run(command: Sequence[str], port_file: Path, options: argparse.Namespace) -> dict[str, float]:
