@@ -1,5 +1,5 @@
 """`python -m aegis` is the command line."""
 
-from aegis.cli import main
+from aegis.cli import entry
 
-main()
+entry()

@@ -16,9 +16,7 @@ The numbers are the exit codes of every command. `transient` tells a caller that
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-
-import msgspec
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +40,7 @@ class ConfigError(AegisError):
     exit_code = 2
 
 
-class Problem(msgspec.Struct, frozen=True, order=True):
+class Problem(NamedTuple):
     """One thing wrong in a file, an environment variable or a flag."""
 
     where: str  # "config.yaml:12", "--walltime" or "AEGIS_QUEUE"

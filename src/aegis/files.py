@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from itertools import count
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
 
 PRIVATE = 0o600
 SHARED = 0o644
-_serial = count()
 
 
 def write_atomically(file: Path, text: str, mode: int = SHARED) -> None:
@@ -21,7 +19,7 @@ def write_atomically(file: Path, text: str, mode: int = SHARED) -> None:
     Raises:
         OSError: it cannot be written; the old content stays.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.{next(_serial)}.tmp")
+    temporary = file.with_name(f".{file.name}.{os.urandom(6).hex()}.tmp")  # other nodes may write it too
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as stream:

@@ -6,11 +6,12 @@ import re
 from typing import TYPE_CHECKING
 
 from aegis.engines import engine
-from aegis.errors import DeploymentError, Problem
+from aegis.errors import Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from aegis.spec.deployment import ModelEntry
-    from aegis.spec.resolve import Resolved
 
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY)$", re.IGNORECASE)
 SECRET_FLAGS = {
@@ -20,32 +21,18 @@ SECRET_FLAGS = {
 }
 
 
-def check_deployment(resolved: Resolved) -> None:
-    """Refuse what cannot work or would show a secret.
-
-    Raises:
-        DeploymentError: with every problem.
-    """
-    problems: list[Problem] = []
-    for index, entry in enumerate(resolved.deployment.models):
-        origins = {
-            name.rpartition(".")[2]: origin
-            for name, origin in resolved.origins.items()
-            if name.startswith(f"models[{index}].")
-        }
-        problems += _reserved(entry, origins)
-        problems += _secrets(entry, origins)
-    if problems:
-        raise DeploymentError(problems)
+def check_entry(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:
+    """Return what cannot work or would show a secret; `origins` says where each field came from."""
+    return [*_reserved(entry, origins), *_secrets(entry, origins)]
 
 
-def _reserved(entry: ModelEntry, origins: dict[str, str]) -> list[Problem]:
+def _reserved(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:
     """Flags that Aegis sets itself: given twice, the placement and the engine would disagree."""
     reserved = engine(entry.engine).reserved
     where = origins.get(f"extra_{entry.engine}_args", entry.model)
     found = []
     for arg in entry.extra_args:
-        name = arg.partition("=")[0]
+        name = _flag(arg)
         if name in reserved:
             key = reserved[name]
             hint = f"use the key `{key}`" if key else "servers listen where the platform says"
@@ -53,14 +40,14 @@ def _reserved(entry: ModelEntry, origins: dict[str, str]) -> list[Problem]:
     return found
 
 
-def _secrets(entry: ModelEntry, origins: dict[str, str]) -> list[Problem]:
+def _secrets(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:
     """Secrets in arguments or in the file would be in job scripts and process lists."""
     found = []
     for engine_name in ("vllm", "sglang", "sim"):
         key = f"extra_{engine_name}_args"
         for arg in getattr(entry, key):
-            if variable := SECRET_FLAGS.get(arg.partition("=")[0]):
-                said = f"`{arg.partition('=')[0]}` would show a secret to every user of the node"
+            if variable := SECRET_FLAGS.get(_flag(arg)):
+                said = f"`{_flag(arg)}` would show a secret to every user of the node"
                 found.append(
                     Problem(origins.get(key, entry.model), said, f"export {variable}, it is passed on")
                 )
@@ -69,3 +56,9 @@ def _secrets(entry: ModelEntry, origins: dict[str, str]) -> list[Problem]:
             said = f"`env: {name}` would write a secret into the job script"
             found.append(Problem(origins.get("env", entry.model), said, f"export {name}, it is passed on"))
     return found
+
+
+def _flag(arg: str) -> str:
+    """Return the flag of `--a_b=c` as the tables here spell it; engines take underscores too."""
+    name = arg.partition("=")[0]
+    return name.replace("_", "-") if name.startswith("--") else name

@@ -28,8 +28,10 @@ def signal_process(pid: int, started: int, number: int) -> bool:
 
     try:
         handle = os.pidfd_open(pid)
-    except OSError:
+    except ProcessLookupError:
         return False
+    except (AttributeError, OSError):  # a kernel before 5.3, or a Python built on one
+        return _signal_by_pid(pid, started, number)
     try:
         if start_of(pid) != started:
             return False
@@ -38,4 +40,14 @@ def signal_process(pid: int, started: int, number: int) -> bool:
         return False
     finally:
         os.close(handle)
+    return True
+
+
+def _signal_by_pid(pid: int, started: int, number: int) -> bool:
+    if start_of(pid) != started:
+        return False
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
     return True

@@ -96,6 +96,7 @@ class RunDir:
             for folder in (path, run.instances, run.nodes):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            run.remove()
             raise AegisError(
                 f"the run directory cannot be made: {path}: {error.strerror}",
                 hint="choose another with --log-dir",
@@ -121,6 +122,14 @@ class RunDir:
             return msgspec.json.decode(self.manifest.read_bytes(), type=Manifest)
         except (OSError, msgspec.DecodeError) as error:
             raise NotFoundError(f"no manifest of a job at {self.manifest}: {error}") from None
+
+    def remove(self) -> None:
+        """Remove the directory of a job that never started."""
+        import shutil  # noqa: PLC0415 - start-up time
+
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # other runs of the family are there
+            self.path.parent.rmdir()
 
     def remove_secrets(self) -> None:
         """Remove what only a running job needs."""

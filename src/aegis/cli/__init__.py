@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -95,3 +96,21 @@ def main() -> NoReturn:
     except BrokenPipeError:  # `aegis status | head`: the reader has left
         sys.stderr.close()
         sys.exit(1)
+
+
+def entry() -> NoReturn:
+    """Run as the console script: `main`, then leave at once.
+
+    Taking the interpreter down object by object costs a light command a tenth of its time, and gives nobody anything.
+    """
+    code: object = 1
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (BrokenPipeError, ValueError):
+        code = code or 1
+    os._exit(code if isinstance(code, int) else int(bool(code)))

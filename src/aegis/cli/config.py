@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from aegis.cli.options import DeploymentCommand, deployment_options, resolve_options
+from aegis.cli.render import print_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,8 +44,3 @@ def schema() -> None:
     from aegis.spec.dump import deployment_schema  # noqa: PLC0415 - start-up time
 
     print_json(deployment_schema())
-
-
-def print_json(value: Any) -> None:
-    """Print a value as indented JSON."""
-    click.echo(json.dumps(value, indent=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from aegis.preflight import check_deployment
+from aegis.preflight import check_entry
 from aegis.spec.resolve import GLOBAL_TYPES, MODEL_TYPES, Resolved, is_scalar, resolve
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 SPREAD = tuple(
     name for name, type_ in MODEL_TYPES.items() if name.startswith("extra_") and not is_scalar(type_)
 )
+ONE_ARGUMENT = re.compile(
+    r"-[^\s=]*=(?:[\[{].*|(?:(?!\s-).)*)", re.DOTALL
+)  # JSON, or words without a second flag
 SHORT = {"walltime": ("--time",), "queue": ("--partition",), "model": (), "account": ("-A",)}
 
 
@@ -38,27 +42,36 @@ class DeploymentCommand(click.Command):
 def spread(args: list[str], own: set[str]) -> list[str]:
     """Return the command line with `--extra-X-args a b` written as `--extra-X-args=a --extra-X-args=b`."""
     flags = {f"--{name.replace('_', '-')}" for name in SPREAD}
+    own = own | flags
     result: list[str] = []
-    current: str | None = None
-    for position, arg in enumerate(args):
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
         name, equals, value = arg.partition("=")
         if arg == "--":
-            return [*result, *args[position:]]
-        if name in flags:
-            current = name
-            if equals:
-                result += [f"{name}={item}" for item in _words(value)]
-        elif current and name not in own:
-            result += [f"{current}={item}" for item in _words(arg)]
-        else:
-            current = None
+            return [*result, arg, *rest]
+        if name not in flags:
             result.append(arg)
+            continue
+        taken = [value] if equals else []
+        while rest and rest[0] != "--" and rest[0].partition("=")[0] not in own:
+            taken.append(rest.pop(0))
+        result += [f"{name}={item}" for item in (_words(taken[0], name) if len(taken) == 1 else taken)]
     return result
 
 
-def _words(text: str) -> list[str]:
-    """Split `"--a 1 --b 2"` given as one argument; a value that only contains spaces stays whole."""
-    return shlex.split(text) if text.startswith("-") and " " in text else [text]
+def _words(text: str, flag: str) -> list[str]:
+    """Split `"--a 1 --b 2"` given as one argument; `{"a": 1}` and `--a={"b": 1}` stay whole.
+
+    Raises:
+        click.UsageError: a quote in it is not closed.
+    """
+    if not text.startswith("-") or " " not in text or ONE_ARGUMENT.fullmatch(text):
+        return [text]
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise click.UsageError(f"{flag}: {error} in `{text}`") from None
 
 
 def deployment_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,8 +133,7 @@ def resolve_options(
     if token := options.get("hf_token"):
         click.echo("warning: --hf-token is visible to every user of this machine; use HF_TOKEN", err=True)
         environ["HF_TOKEN"] = token
-    resolved = resolve(config, flags, environ)
-    check_deployment(resolved)
+    resolved = resolve(config, flags, environ, check=check_entry)
     for warning in resolved.warnings:
         click.echo(f"warning: {warning}", err=True)
     return resolved

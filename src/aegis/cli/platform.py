@@ -8,8 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from aegis.cli.config import print_json
-from aegis.cli.render import table
+from aegis.cli.render import print_json, table
 from aegis.spec.platforms import Site, load_platform, profile_files
 
 

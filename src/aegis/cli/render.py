@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import click
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,8 +30,15 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON on stdout."""
+    import json  # noqa: PLC0415 - start-up time
+
+    click.echo(json.dumps(value, indent=2))
+
+
 def age(seconds: float) -> str:
-    """Return a short age: `45s`, `12m`, `3h05m`, `2d04h`."""
+    """Return a short age: `45s`, `12m05s`, `3h05m`, `2d04h`."""
     whole = max(0, int(seconds))
     if whole < 60:  # noqa: PLR2004 - a minute
         return f"{whole}s"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aegis.cli.options import DeploymentCommand, deployment_options, resolve_options
+from aegis.cli.render import print_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +36,6 @@ def command(
 
     With --wait, return when every server is healthy or given up, and print the endpoints; exit 1 if the job ends first.
     """
-    from aegis.cli.config import print_json  # noqa: PLC0415 - start-up time
     from aegis.fleet.submit import job_request, scheduler_for, wait_until_ready  # noqa: PLC0415 - start-up time
 
     resolved = resolve_options(config, options, no_environment=no_environment)

@@ -131,18 +131,20 @@ COMMON_CAUSES = (
         permanent=True,
     ),
     Cause(
-        r"Repo id must be in the form[^']*'([^']*)|RepositoryNotFoundError|Can't load the configuration of '([^']*)'"
-        r"|Invalid repository ID or local directory specified: '([^']*)'",
+        r"Repo id must [^\n]{0,200}?: '([^'\n]{0,200})|RepositoryNotFoundError"
+        r"|Can't load the configuration of '([^'\n]{0,200})'"
+        r"|Invalid repository ID or local directory specified: '([^'\n]{0,200})'",
         "model not found: {}",
         permanent=True,
     ),
     Cause(
-        r"(.{0,200}KV cache is needed, which is larger than[^.\n]*|No available memory for the cache blocks[^.\n]*)",
+        r"(To serve at least one request .{0,200}KV cache is needed, which is larger than.{0,160}?GiB\)"
+        r"|No available memory for the cache blocks)",
         "out of memory: {}; lower --max-model-len or raise the tensor parallel size",
         permanent=True,
     ),
     Cause(
-        r"(?:torch\.)?(?:\w*OutOfMemoryError|UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)[: ]*(.{0,160})"
+        r"(?:OutOfMemoryError|UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)[: )]{0,9}(.{0,160})"
         r"|((?:CUDA|HIP|XPU) out of memory.{0,120})|(Free memory on device .{0,160})|(Cannot allocate memory)",
         "out of memory: {}",
         permanent=False,
@@ -161,5 +163,7 @@ COMMON_CAUSES = (
         permanent=True,
     ),
     Cause(r"ModuleNotFoundError: (No module named [^\n]*)", "engine incomplete: {}", permanent=True),
+    Cause(r"(Unsupported CPU attention configuration[^'\n]{0,160})", "{}", permanent=True),
     Cause(r"(?:Value error|ValueError)[,:] ([^\n\[]{1,240})", "{}", permanent=True),
+    Cause(r"Worker failed with error '([^'\n]{1,240})", "{}", permanent=False),
 )

@@ -15,9 +15,9 @@ import argparse
 import collections
 import contextlib
 import ctypes
-import errno
 import http.client
 import json
+import math
 import os
 import random
 import re
@@ -43,8 +43,10 @@ OK = 200
 SERVER_ERROR = 500
 LAST_PORT = 65535
 TAIL_LINES = 200
+TAIL_WIDTH = 2000  # characters of a line that are kept for diagnosis and for the registry
 TAIL_SENT = 40  # lines of a failed start that travel to the registry
 MAX_PORT_SHIFTS = 12
+EXCEPTION = re.compile(r"(?:\([^)]*\) )?[\w.]*(?:Error|Exception)\b: .")  # what a Python traceback ends with
 LOG_LINE_LIMIT = 64 * 1024  # bytes; longer lines are cut, so that a progress bar cannot fill the memory
 
 # Runs between fork and exec in the new process: no lock of this process can be held there. argv: parent's pid, CPUs, command
@@ -90,7 +92,7 @@ class Policy:
 
     def backoff(self, failures: int) -> float:
         """Return the pause before the next start."""
-        return min(self.backoff_most, self.backoff_first * 2.0 ** max(0, failures - 1))
+        return min(self.backoff_most, self.backoff_first * 2.0 ** min(60, max(0, failures - 1)))
 
 
 class Probe:
@@ -194,29 +196,30 @@ def diagnose(causes: list[list[Any]], lines: list[str], code: int | None) -> tup
         match = re.search(pattern, text)
         if match:
             found = next((group for group in match.groups() if group), "") if match.groups() else ""
-            return (cause.replace("{}", found.strip()[:200]), bool(permanent))
+            return cause.replace("{}", found.strip()[:200]).rstrip(": "), bool(permanent)
     if code is not None and code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
         hint = ", perhaps by the node's out-of-memory killer" if -code == signal.SIGKILL else ""
         return f"killed by {name}{hint}", False
-    return "", False
+    said = [line for line in lines if EXCEPTION.match(line)]
+    return (said[-1][:240] if said else ""), False
 
 
 def parse_metrics(text: str, names: dict[str, list[str]]) -> dict[str, float]:
     """Sum the samples of a Prometheus page over their labels, for each group of alternative names."""
     wanted = {name: group for group, alternatives in names.items() for name in alternatives}
     sums: dict[str, float] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):  # not splitlines: labels may hold other line separators
         name = line.partition("{")[0].partition(" ")[0]
         group = wanted.get(name)
         if group is None:
             continue
         try:
-            sums[group] = sums.get(group, 0.0) + float(
-                line.rpartition("}")[2].split()[0 if "{" in line else 1]
-            )
+            value = float(line.rpartition("}")[2].split()[0 if "{" in line else 1])
         except (ValueError, IndexError):
             continue
+        if math.isfinite(value):  # JSON has no NaN: one would cost the whole node its report
+            sums[group] = sums.get(group, 0.0) + value
     return sums
 
 
@@ -323,7 +326,7 @@ def reserve_port(host: str, port: int) -> PortHold | None:
 
 
 class Wake:
-    """An event that can be waited for together with a process."""
+    """An event that can be waited for together with a process, and set by a signal handler (no lock)."""
 
     def __init__(self) -> None:
         self.reader, self._writer = os.pipe()
@@ -335,10 +338,11 @@ class Wake:
         with contextlib.suppress(BlockingIOError):
             os.write(self._writer, b"x")
 
-    def wait(self, timeout: float) -> None:
-        """Wait until woken or the time is over."""
-        select.select([self.reader], [], [], timeout)
+    def wait(self, timeout: float) -> bool:
+        """Wait until woken or the time is over; True when woken."""
+        woken = bool(select.select([self.reader], [], [], timeout)[0])
         self.clear()
+        return woken
 
     def clear(self) -> None:
         """Forget earlier calls."""
@@ -393,7 +397,7 @@ class Output:
             line = stream.readline(LOG_LINE_LIMIT)
             if not line:
                 return
-            self.tail.append(line.decode(errors="replace").rstrip())
+            self.tail.append(line[: 4 * TAIL_WIDTH].decode(errors="replace").rstrip()[:TAIL_WIDTH])
             self._write(line)
 
     def _write(self, data: bytes) -> None:
@@ -430,6 +434,7 @@ class Instance(threading.Thread):
         self.tail: list[str] = []
         self._hold: PortHold | None = None
         self._wake = Wake()  # stop, or look for new orders
+        self._asking: socket.socket | None = None  # the probe under way
         self._stopping = False
         self._wanted_generation = 0
 
@@ -439,6 +444,7 @@ class Instance(threading.Thread):
         """Ask the thread to end its processes and itself."""
         self._stopping = True
         self._wake.set()
+        _abort(self._asking)
 
     def reach_generation(self, generation: int) -> None:
         """Start anew if another member of this instance already did."""
@@ -469,7 +475,7 @@ class Instance(threading.Thread):
         return {
             "service_id": self.order["id"],
             "host": self.order["address"],
-            "port": self.port,
+            "port": self.port if self.order["rank"] == 0 else 0,  # the others serve no API
             "service_type": self.order["service_type"],
             "status": status,
             "age": age,
@@ -511,7 +517,11 @@ class Instance(threading.Thread):
         mark = f"{self.order['id']}.{os.getpid()}.{self.generation}"
         self.output.tail.clear()
         self.output.note(f"start {self.generation} on port {self.port}")
-        process = self._spawn(mark)
+        try:
+            process = self._spawn(mark)
+        except (OSError, ValueError) as error:  # no such directory, arguments too long, no more processes
+            self.tail = [f"cannot be started: {error}"]
+            return self.tail[0], False
         self.pid = process.pid
         pump = self.output.follow(process.stdout)
         started = time.monotonic()
@@ -525,8 +535,9 @@ class Instance(threading.Thread):
         if reason is None:
             return None, False
         lines = list(self.output.tail)
-        cause, permanent = diagnose(self.order.get("causes", []), lines, process.returncode)
-        if not reason:
+        died = not reason  # by itself: what we ended says nothing by its code, and may do better next time
+        cause, permanent = diagnose(self.order.get("causes", []), lines, process.returncode if died else None)
+        if died:
             reason = f"exited with code {process.returncode}" if (process.returncode or 0) >= 0 else ""
         self.tail = lines[-TAIL_SENT:]
         text = "; ".join(part for part in (cause, reason) if part)
@@ -534,7 +545,7 @@ class Instance(threading.Thread):
         if "address already in use" in text.lower() or "port is taken" in text:
             self._release()
             permanent = False
-        return text, permanent and self.ready_after is None
+        return text, permanent and died and self.ready_after is None
 
     def _take_port(self) -> str:
         """Reserve a port, moving on by whole blocks where the user named none. Return what is wrong, if anything."""
@@ -618,10 +629,7 @@ class Instance(threading.Thread):
             return Probe(health=False, detail=detail or f"{health['path']} answers {status}")
         running = tokens = canary = None
         if vitals.status != "starting":
-            code, page = self._ask("GET", "/metrics", None, policy.probe_timeout)
-            if code == OK:
-                self.load = parse_metrics(page, self.order["metrics"])
-                running, tokens = self.load.get("running"), self.load.get("tokens")
+            running, tokens = self._read_load()
         detail = ""
         if vitals.canary_due(now, running):
             patience = policy.canary_timeout
@@ -629,8 +637,18 @@ class Instance(threading.Thread):
                 patience = max(1.0, policy.startup_timeout - (now - vitals.started))
             code, answer = self._ask("POST", health["canary_path"], json.dumps(health["canary"]), patience)
             canary = 0 < code < SERVER_ERROR
+            if not canary and tokens is not None and self._read_load()[1] not in (None, tokens):
+                canary = True  # a burst came before it: it waits its turn, and others are served
             detail = "" if canary else (f"code {code}" if code else answer)
         return Probe(health=True, canary=canary, running=running, tokens=tokens, detail=detail)
+
+    def _read_load(self) -> tuple[float | None, float | None]:
+        """Return the requests being worked on and the tokens so far, as far as the engine tells."""
+        code, page = self._ask("GET", "/metrics", None, self.policy.probe_timeout)
+        if code != OK:
+            return None, None
+        self.load = parse_metrics(page, self.order["metrics"])
+        return self.load.get("running"), self.load.get("tokens")
 
     def _ask(self, method: str, path: str, body: str | None, timeout: float) -> tuple[int, str]:
         """Return the status and text of an answer; status 0 and what went wrong when there is none in time."""
@@ -642,12 +660,15 @@ class Instance(threading.Thread):
         if key:
             headers["Authorization"] = "Bearer " + key
         deadline = time.monotonic() + timeout
-        watchdog = threading.Timer(
-            timeout, lambda: _abort(connection)
-        )  # a drip of bytes never times out by itself
+        # A drip of bytes never times out by itself. The connection forgets its socket when the answer is its last.
+        watchdog = threading.Timer(timeout, lambda: _abort(self._asking))
         watchdog.daemon = True
         try:
             watchdog.start()
+            connection.connect()
+            self._asking = connection.sock
+            if self._stopping or time.monotonic() >= deadline:
+                return 0, "stopping" if self._stopping else f"no connection in {timeout:.0f} s"
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
             return answer.status, answer.read().decode(errors="replace")
@@ -659,6 +680,7 @@ class Instance(threading.Thread):
             return 0, f"{path}: {error or type(error).__name__}"
         finally:
             watchdog.cancel()
+            self._asking = None
             connection.close()
 
     def _end(self, process: subprocess.Popen[bytes], mark: str) -> None:
@@ -690,10 +712,10 @@ class Instance(threading.Thread):
         self.agent.changed.set()
 
 
-def _abort(connection: http.client.HTTPConnection) -> None:
-    if connection.sock is not None:
+def _abort(connected: socket.socket | None) -> None:
+    if connected is not None:
         with contextlib.suppress(OSError):
-            connection.sock.shutdown(socket.SHUT_RDWR)
+            connected.shutdown(socket.SHUT_RDWR)
 
 
 # ------------------------------------------------------------------------------------------- the node
@@ -705,8 +727,9 @@ class Agent:
     def __init__(self, order: dict[str, Any], secrets: dict[str, Any]) -> None:
         self.order = order
         self.secrets = secrets
-        self.changed = threading.Event()
-        self.stopping = threading.Event()
+        self.changed = Wake()  # something to tell the registry
+        self.stopping = False
+        self._stop = Wake()
         self.instances = [Instance(each, self) for each in order["instances"]]
 
     def run(self) -> int:
@@ -718,15 +741,16 @@ class Agent:
         told = 0.0
         interval = float(self.order.get("push_interval", 10.0))
         retry = 0.5
-        while not self.stopping.is_set():
-            self.changed.wait(max(0.05, told + interval - time.monotonic()))
-            if self.changed.is_set():
+        while True:
+            if self.changed.wait(max(0.05, told + interval - time.monotonic())):
+                self._stop.wait(0.05)  # changes come in groups: tell them together
                 self.changed.clear()
-                self.stopping.wait(0.05)  # changes come in groups: tell them together
+            if self.stopping:
+                break
             if self._push():
                 told, retry = time.monotonic() - random.random() * interval / 10, 0.5  # noqa: S311 - agents drift apart
             else:
-                self.stopping.wait(retry)
+                self._stop.wait(retry)
                 retry = min(retry * 2, interval)
                 self.changed.set()
             if not any(instance.is_alive() for instance in self.instances):
@@ -740,7 +764,8 @@ class Agent:
         return 1 if failed else 0
 
     def _ask_to_stop(self) -> None:
-        self.stopping.set()
+        self.stopping = True
+        self._stop.set()
         self.changed.set()
 
     def _push(self) -> bool:
@@ -762,8 +787,8 @@ class Agent:
                 print(f"aegis agent: the registry answers {answer.status}: {said}", file=sys.stderr)
                 return False
             self._obey(json.loads(text))
-        except (OSError, http.client.HTTPException, ValueError):
-            return False
+        except (OSError, http.client.HTTPException, ValueError, TypeError, AttributeError):
+            return False  # nothing there, or what answers is no registry
         finally:
             connection.close()
         return True
@@ -834,7 +859,9 @@ def read_order(path: str, node: str) -> dict[str, Any]:
     names = {node} if node else {socket.gethostname(), socket.gethostname().split(".")[0]}
     with open(path, "rb") as file:
         for line in file:
-            if any(line.startswith(b'{"node":' + json.dumps(name).encode()) for name in names):
+            if any(
+                line.startswith(b'{"node":' + json.dumps(name, ensure_ascii=False).encode()) for name in names
+            ):
                 found: dict[str, Any] = json.loads(line)
                 return found
     raise SystemExit("aegis agent: {} has no line for node {}".format(path, " or ".join(sorted(names))))
@@ -868,9 +895,8 @@ def main(argv: list[str]) -> int:
         if os.getppid() != options.worker:
             return 1
         return Agent(order, read_secrets(options.secrets)).run()
-    except OSError as error:
-        code = errno.errorcode.get(error.errno or 0, "")
-        print(f"aegis agent: {error} {code}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        print(f"aegis agent: {error}", file=sys.stderr)
         return 1
 
 

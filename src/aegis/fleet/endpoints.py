@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from aegis.registry.model import Service
 
+NUMBER_DIGITS = 10  # ids of others may end in anything, and int() refuses thousands of digits
+
 
 def endpoint_lines(services: Iterable[Service]) -> list[str]:
     """Return `host:port` of every healthy instance, by model and number; members without an API are no endpoints."""
@@ -23,7 +25,9 @@ def endpoint_lines(services: Iterable[Service]) -> list[str]:
 
 def _order(service: Service) -> tuple[str, int, str]:
     name, _, number = service.service_id.rpartition("-")
-    return (name, int(number), "") if number.isdigit() else (service.service_id, 0, "")
+    if number.isdecimal() and len(number) < NUMBER_DIGITS:
+        return (name, int(number), "")
+    return (service.service_id, 0, "")
 
 
 class EndpointsFile:

@@ -25,7 +25,7 @@ from aegis.fleet import agent
 from aegis.fleet.endpoints import EndpointsFile, endpoint_lines
 from aegis.fleet.nodes import ANY, Host, allocation
 from aegis.fleet.order import Fleet, fleet_file, node_orders
-from aegis.fleet.progress import Counts, Progress
+from aegis.fleet.progress import Counts, Progress, failure_lines
 from aegis.fleet.services import REGISTRY_PORT, RegistryProcess, agents_for, registry_client
 from aegis.fleet.weights import download, find_weights, path_of
 from aegis.placement import Placement, place
@@ -267,7 +267,7 @@ class Launch:
                 time.sleep(0.2)
             self._refresh()
             counts = self.progress.counts
-            self._check(counts, ready=ready)
+            self._check(counts)
             if counts.settled and not ready:
                 ready = True
                 self._ready(counts, on_ready)
@@ -288,18 +288,13 @@ class Launch:
                 self.manifest.state, self.manifest.ready = "READY", time.time()
             self._note()
 
-    def _check(self, counts: Counts, *, ready: bool) -> None:
+    def _check(self, counts: Counts) -> None:
         """Raise Stop when there is a reason to end."""
         if self._wish:
             raise self._wish
         elapsed = time.monotonic() - self.started
         if counts.lost or not self.agents.running:
-            details = "\n".join(self.progress.failures()) or f"the agents ended; see {self.run_dir.nodes}"
-            what = "every instance failed" if ready or counts.wanted > 1 else "the instance failed"
-            raise Stop(
-                what,
-                AegisError(f"{what}\n{details}", hint=f"the whole output is in {self.run_dir.instances}"),
-            )
+            raise self._lost(counts)
         if self.walltime and self.platform.launcher == "local" and elapsed > self.walltime:
             raise Stop(f"ended at its walltime of {format_walltime(self.walltime)}")
         if not counts.healthy and self.manifest.ready is None and elapsed > self.deployment.startup_timeout:
@@ -316,6 +311,15 @@ class Launch:
                 ),
             )
 
+    def _lost(self, counts: Counts) -> Stop:
+        """Return the end of a fleet that has nothing left to serve."""
+        failures = self.progress.failed
+        what = "every instance failed" if counts.wanted > 1 else "the instance failed"
+        why = f"{what}: {failures[0].reason}" if failures else f"{what}; see {self.run_dir.nodes}"
+        for line in failure_lines(failures):
+            self.say(line)
+        return Stop(why, AegisError(why, hint=f"the whole output is in {self.run_dir.instances}"))
+
     def _ready(self, counts: Counts, on_ready: Callable[[list[str]], None]) -> None:
         took = time.monotonic() - self.started
         self.manifest.settled = True
@@ -323,7 +327,7 @@ class Launch:
         self.say(
             f"ready: {counts.healthy} of {counts.wanted} healthy after {took:.1f} s; endpoints in {self.endpoints.path}"
         )
-        for line in self.progress.failures():
+        for line in failure_lines(self.progress.failed):
             self.say(line)
         on_ready(endpoint_lines(self.progress.heads.values()))
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from aegis.registry.model import Service, Status
 
+TAIL_LINES = 12
+NAMES_SHOWN = 5
 GONE: tuple[Status, ...] = ("failed", "stopped")
 
 
@@ -30,6 +32,14 @@ class Counts(Struct, frozen=True):
     def lost(self) -> bool:
         """Nothing is left to serve."""
         return self.failed >= self.wanted
+
+
+class Failure(Struct, frozen=True):
+    """Members that failed in the same way."""
+
+    members: tuple[str, ...]
+    reason: str
+    tail: tuple[str, ...]  # last lines of their output
 
 
 class Progress:
@@ -75,16 +85,28 @@ class Progress:
         ]
         return Counts(len(self.wanted), len(healthy), len(failed))
 
-    def failures(self) -> list[str]:
-        """Return what is known of each failed member: its reason, and its last words."""
-        lines = []
+    @property
+    def failed(self) -> list[Failure]:
+        """What is known of the failed members; those that failed alike are told once."""
+        alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         for service in sorted(self.services.values(), key=lambda each: each.service_id):
             if service.status == "failed":
-                lines.append(
-                    f"{service.service_id} on {service.metadata.get('node')}: {service.metadata.get('reason')}"
-                )
-                lines += [f"    | {line}" for line in (service.metadata.get("tail") or [])[-12:]]
-        return lines
+                tail = tuple(service.metadata.get("tail") or ())[-TAIL_LINES:]
+                reason = str(service.metadata.get("reason") or "no reason given")
+                where = f"{service.service_id} on {service.metadata.get('node')}"
+                alike.setdefault((reason, tail), []).append(where)
+        return [Failure(tuple(names), reason, tail) for (reason, tail), names in alike.items()]
+
+
+def failure_lines(failures: Iterable[Failure]) -> list[str]:
+    """Return a report: who, why, and the last words."""
+    lines = []
+    for failure in failures:
+        names = ", ".join(failure.members[:NAMES_SHOWN])
+        more = len(failure.members) - NAMES_SHOWN
+        lines.append(f"{names}{f' and {more} more' if more > 0 else ''}: {failure.reason}")
+        lines += [f"    | {line}" for line in failure.tail]
+    return lines
 
 
 def _told(before: Service | None, now: Service) -> str:
@@ -96,7 +118,7 @@ def _told(before: Service | None, now: Service) -> str:
             return ""
     if now.status == "pending":
         return ""
-    where = f"{now.host}:{now.port}"
+    where = f"{now.host}:{now.port}" if now.port else now.host
     if now.status == "healthy":
         took = now.metadata.get("ready_after")
         restarts = now.metadata.get("restarts")

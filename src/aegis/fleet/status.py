@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -55,6 +54,8 @@ def views(runs: Sequence[RunDir]) -> list[JobView]:
     live = [pair for pair in manifests if pair[1].registry_url and status_of(pair[1]).state not in ENDED]
     answers: dict[str, Any] = {}
     if live:
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - only where a job is live
+
         with ThreadPoolExecutor(min(THREADS, len(live))) as pool:
             for (_, manifest), answer in zip(live, pool.map(_ask, live), strict=True):
                 answers[manifest.job] = answer

@@ -99,7 +99,7 @@ def wait_until_ready(
         status = status_of(manifest)
         if status.state in {"FAILED", "SHUTDOWN"}:
             raise AegisError(
-                f"job {handle} ended before its servers were ready: {status.reason}",
+                f"job {handle} ended before its servers were ready: {status.reason.splitlines()[0] if status.reason else status.state}",
                 hint=f"its log is {run.err}",
             )
         if manifest.settled:

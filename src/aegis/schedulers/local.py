@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import secrets as random_names
 import signal
 import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aegis.errors import AegisError, NotFoundError
+from aegis.errors import AegisError, NotFoundError, SiteError
 from aegis.files import write_atomically
 from aegis.processes import is_alive, signal_process, start_of
 from aegis.runs import ENDED, Manifest, RunDir, find_run, known_runs, register
@@ -21,7 +20,7 @@ from aegis.spec.walltime import parse_walltime
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # no letter that looks like another
+ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # 32 letters, none that looks like another
 ID_LENGTH = 6
 JOB_VARIABLE = "AEGIS_JOB"
 RUN_DIR_VARIABLE = "AEGIS_RUN_DIR"
@@ -29,7 +28,7 @@ RUN_DIR_VARIABLE = "AEGIS_RUN_DIR"
 
 def new_handle() -> str:
     """Return a handle that no job has."""
-    return "local://" + "".join(random_names.choice(ALPHABET) for _ in range(ID_LENGTH))
+    return "local://" + "".join(ALPHABET[byte % len(ALPHABET)] for byte in os.urandom(ID_LENGTH))
 
 
 class Local:
@@ -67,6 +66,7 @@ class Local:
             nodes=request.nodes,
             endpoints_file=request.endpoints_file,
         )
+        process = None
         try:
             write_atomically(run.script, script, 0o755)
             run.write_manifest(manifest)
@@ -83,6 +83,9 @@ class Local:
             _note_process(run, manifest)
             register(handle, run, self.environ)
         except OSError as error:
+            if process:
+                os.killpg(process.pid, signal.SIGTERM)  # nobody would find it
+            run.remove()
             raise AegisError(
                 f"the job cannot be started: {error.filename or run.path}: {error.strerror}",
                 hint="choose another directory with --log-dir",
@@ -107,10 +110,17 @@ class Local:
 
         Raises:
             NotFoundError: there is no such job.
+            SiteError: it runs on another machine, or belongs to another user.
         """
         manifest = find_run(handle, self.environ).read_manifest()
-        if manifest.state not in ENDED and manifest.pid and manifest.pid_started:
+        if manifest.state in ENDED or not manifest.pid or not manifest.pid_started:
+            return
+        if manifest.host != os.uname().nodename:
+            raise SiteError(f"job {handle} runs on {manifest.host}", hint="cancel it there")
+        try:
             signal_process(manifest.pid, manifest.pid_started, signal.SIGTERM)
+        except PermissionError:
+            raise SiteError(f"job {handle} belongs to another user") from None
 
     def logs(self, handle: str) -> JobLogs:
         """Return where a job writes.
@@ -129,7 +139,9 @@ def status_of(manifest: Manifest) -> JobStatus:
     if manifest.host != os.uname().nodename:
         return JobStatus(state="UNKNOWN", reason=f"it runs on {manifest.host}: ask there")
     said = _last_words(RunDir.at(Path(manifest.run_dir)).err) if manifest.state == "PENDING" else ""
-    return JobStatus(state="FAILED", reason=said or "the head of the job was killed, or the machine restarted")
+    return JobStatus(
+        state="FAILED", reason=said or "the head of the job was killed, or the machine restarted"
+    )
 
 
 def _last_words(log: Path) -> str:

@@ -22,7 +22,8 @@ def script(request: JobRequest, directives: tuple[str, ...] = ()) -> str:
         "",
         f"cd -- {shlex.quote(request.work_dir)} || exit 3",
         *request.setup,
-        f"exec {shlex.quote(request.python)} -m aegis launch --config - --no-environment <<'{end}'",
+        # -P: a folder `aegis` or a file `types.py` in the working directory is not imported
+        f"exec {shlex.quote(request.python)} -P -m aegis launch --config - --no-environment <<'{end}'",
         request.deployment.rstrip("\n"),
         end,
         "",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from aegis.errors import Problem
+from aegis.spec.document import SHOWN
 from aegis.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -27,9 +29,9 @@ _WORDS = {
 _EXPECTED = re.compile(r"Expected `([^`]+)`(.*?)(?:, got `([^`]+)`)?$")
 _AT = re.compile(r" - at `\$(.*)`$")
 _STEP = re.compile(r"\[(\d+)\]|\.([^.\[]+)|\[\.\.\.\]")
-SHOWN = 60  # characters of a wrong value that a message repeats
 
 
+@cache
 def field_types(cls: type[msgspec.Struct]) -> dict[str, Any]:
     """Return the type of every field of a struct, with its constraints."""
     return {field.name: field.type for field in msgspec.structs.fields(cls)}
@@ -58,6 +60,8 @@ def check_mapping(
     problems: list[Problem] = []
     values: dict[str, Any] = {}
     if not isinstance(mapping, dict):
+        if mapping is None and not path:
+            return {}, [Problem(document.where(path), "the file is empty")]
         found = "nothing" if mapping is None else _kind(mapping)
         return {}, [Problem(document.where(path), f"expected a mapping of keys to values, not {found}")]
     for key, value in mapping.items():
@@ -122,7 +126,10 @@ def explain(key: str, value: Any, error: msgspec.ValidationError) -> tuple[str, 
         wrong = wrong[step] if isinstance(wrong, dict | list) else wrong
     name = key + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in inner)
     if match := _EXPECTED.match(said):
-        wanted = " or ".join(_WORDS.get(word.strip(), word.strip()) for word in match[1].split("|"))
+        if match[2] == " of length >= 1" and wrong == "":
+            return f"`{name}` is empty", tuple(inner)
+        words = [word.strip() for word in match[1].split("|")]
+        wanted = " or ".join(_WORDS.get(word, word) for word in words if word != "null")
         return f"`{name}` should be {wanted}{match[2]}, not {_shown(wrong)}", tuple(inner)
     if said.startswith("Invalid enum value"):
         return f"`{name}` cannot be {_shown(wrong)}", tuple(inner)
@@ -146,12 +153,24 @@ def choices(type_: Any) -> tuple[str, ...]:
 
 def hint_for(type_: Any, value: Any, error: msgspec.ValidationError) -> str | None:
     """Return what to write instead, where that is known."""
-    if "Expected `array`, got `str`" in str(error):
+    if "Expected `array`" in str(error):
         return "write one list item per argument"
+    if "Expected `object`" in str(error):
+        return "write one `NAME: value` per line"
+    if isinstance(value, str) and _fits(value, type_):
+        return "remove the quotes"
     if allowed := choices(type_):
         close = did_you_mean(str(value), allowed)
         return close or f"one of {', '.join(allowed)}"
     return None
+
+
+def _fits(text: str, type_: Any) -> bool:
+    try:
+        msgspec.convert(text, type_, strict=False)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _literal(document: Document, value: Any, path: Path) -> Any:

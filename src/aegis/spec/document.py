@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 Path = tuple[str | int, ...]
 
 STDIN = "-"
-MAX_BYTES = 16 << 20  # a deployment or catalog is kilobytes; anything this large is the wrong file
-MAX_VALUES = 1_000_000  # stops aliases of aliases ("billion laughs") before they fill the memory
+SHOWN = 60  # characters of a wrong value that a message repeats
+MAX_BYTES = 4 << 20  # a deployment or catalog is kilobytes; anything this large is the wrong file
+MAX_DEPTH = 50  # libyaml builds nodes recursively: deep nesting overflows the stack of the process
+MAX_VALUES = 200_000  # stops aliases of aliases ("billion laughs") before they fill the memory
 
 
 class Document(Struct, frozen=True):
@@ -93,26 +95,46 @@ def parse_document(text: str, name: str) -> Document:
     Raises:
         DeploymentError: it is not YAML.
     """
-    loader = _Loader(text)
     try:
-        root = loader.get_single_node()
+        _check_depth(text, name)
+        root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise DeploymentError([_syntax_problem(error, name)]) from None
-    finally:
-        loader.dispose()
+        raise DeploymentError([_syntax_problem(error, name, text)]) from None
     builder = _Builder(name)
     value = builder.build(root, ()) if root is not None else None
     return Document(name, value, builder.lines, builder.texts, tuple(builder.problems))
 
 
-def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:
+def _check_depth(text: str, name: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise DeploymentError([Problem(f"{name}:{line}", f"nested more than {MAX_DEPTH} levels deep")])
+
+
+def _syntax_problem(error: yaml.YAMLError, name: str, text: str) -> Problem:
+    """Return libyaml's complaint: what it was reading, what it found, and where that began."""
     mark = getattr(error, "problem_mark", None)
-    where = f"{name}:{mark.line + 1}" if mark else name
-    said = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
-    if "cannot start any token" in said and "\\t" in said:
+    if mark is None:  # a character that YAML does not have: only its byte position is known
+        line = text.encode(errors="replace").count(b"\n", 0, getattr(error, "position", 0)) + 1
+        return Problem(f"{name}:{line}", f"not valid YAML: {getattr(error, 'reason', error)}")
+    where = f"{name}:{mark.line + 1}"
+    lines = text.split("\n")
+    if lines[mark.line : mark.line + 1] and "\t" in _indentation(lines[mark.line]):
         return Problem(where, "a tab is used for indentation", "use spaces")
-    context = getattr(error, "context", None)
-    return Problem(where, f"not valid YAML: {said}{f' {context}' if context else ''}")
+    context, began = getattr(error, "context", None), getattr(error, "context_mark", None)
+    said = ", ".join(part for part in (context, getattr(error, "problem", None)) if part)
+    hint = f"it begins on line {began.line + 1}" if began and began.line != mark.line else None
+    return Problem(where, f"not valid YAML: {said}", hint)
+
+
+def _indentation(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
 
 
 class _Builder:
@@ -162,13 +184,22 @@ class _Builder:
 
     def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
         text: str = node.value
+        if "\0" in text:
+            self.problems.append(Problem(self._where(node), "a NUL character, which no program can be given"))
+            return None
         kind = node.tag.rpartition(":")[2]
         if kind == "str" or node.style in {"'", '"', "|", ">"}:
             return text
         try:
             value = _core_value(kind, text)
         except ValueError:
-            self.problems.append(Problem(self._where(node), f"`{text}` is no {kind} ({node.tag})"))
+            self.problems.append(
+                Problem(
+                    self._where(node),
+                    f"`{text[:SHOWN]}` cannot be read as {node.tag}",
+                    "quote it to keep it as text",
+                )
+            )
             return None
         if value is not None:
             self.texts[path] = text
@@ -182,7 +213,7 @@ def _core_value(kind: str, text: str) -> Any:
     """Return the value of a plain scalar whose tag the core schema chose."""
     if kind == "null":
         return None
-    if kind == "bool":
+    if kind == "bool" and text.lower() in {"true", "false"}:
         return text.lower() == "true"
     if kind == "int":
         return int(text, 0) if text[:2] in {"0o", "0x"} else int(text)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import yaml
 
 from aegis.spec.deployment import Deployment, ModelEntry
-from aegis.spec.resolve import SECRET
+from aegis.spec.resolve import DEFAULT, SECRET
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+TEXT_TAG = "tag:yaml.org,2002:str"
+NUMBER = re.compile(r"[-+]?[0-9.:]+(?:[eE][-+]?[0-9]+)?|0o[0-7]+")  # what some version of YAML reads as one
 
 
 def dump_deployment(
@@ -44,11 +48,26 @@ def dump_deployment(
     return "\n".join(lines) + "\n"
 
 
+class _Dumper(yaml.SafeDumper):
+    """Keeps every text on one line, and quotes what any version of YAML takes for something else."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    kind = dumper.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    plain = kind == TEXT_TAG and not NUMBER.fullmatch(text) and text.isprintable()
+    return dumper.represent_scalar(TEXT_TAG, text, style=None if plain else '"')
+
+
+_Dumper.add_representer(str, _text)
+
+
 def _entry(key: str, value: Any, origins: Mapping[str, str] | None, path: str) -> list[str]:
-    text = yaml.safe_dump({key: value}, width=10**6, sort_keys=False, allow_unicode=True)
+    text = yaml.dump({key: value}, Dumper=_Dumper, width=10**6, sort_keys=False, allow_unicode=True)
     first, *rest = text.rstrip("\n").split("\n")
     if origins is not None:
-        first = f"{first}  # {origins.get(path, 'default')}"
+        origin = origins.get(path, DEFAULT)
+        one_line = "".join(char if char.isprintable() else " " for char in origin)  # files may have any name
+        first = f"{first}  # {one_line}"
     return [first, *rest]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from msgspec import Struct
 
 from aegis.errors import DeploymentError, Problem
 from aegis.spec.check import check_mapping, field_types, value_at
+from aegis.spec.deployment import Deployment
 from aegis.spec.document import Document, read_document
 from aegis.spec.platform import Network, Node, Platform, Queue
 from aegis.spec.suggest import did_you_mean
@@ -18,6 +20,7 @@ from aegis.spec.suggest import did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+PRESETS = [name for name in field_types(Deployment) if name not in {"models", "platform", "scheduler"}]
 BUILT_IN = Path(__file__).parent.parent / "data" / "platforms"
 
 
@@ -32,13 +35,12 @@ class Site(Struct, frozen=True):
     def here(cls, environ: Mapping[str, str]) -> Site:
         """Return the site of this machine and user."""
         import shutil  # noqa: PLC0415 - start-up time: listing platforms needs neither
-        import socket  # noqa: PLC0415 - as above
 
         home = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "/")) / ".config")
         own = Path(environ.get("AEGIS_PLATFORM_DIR") or home / "aegis" / "platforms")
         path = environ.get("PATH")
         return cls(
-            (BUILT_IN, own), socket.gethostname(), lambda name: shutil.which(name, path=path) is not None
+            (BUILT_IN, own), os.uname().nodename, lambda name: shutil.which(name, path=path) is not None
         )
 
 
@@ -59,7 +61,7 @@ def load_platform(
     if name == "auto":
         name = detect_platform(site, files, scheduler)
     if "/" in name or name.endswith((".yaml", ".yml")):
-        file = Path(name).expanduser()
+        file = Path(os.path.expanduser(name))  # noqa: PTH111 - an unknown ~user stays, and is no file
         if not file.is_file():
             raise DeploymentError([Problem(where, f"there is no file {file}")])
         return _load(file, files, ())
@@ -73,10 +75,10 @@ def detect_platform(site: Site, files: Mapping[str, Path], scheduler: str | None
     """Return the profile of this machine: by host name, then by the scheduler that is here."""
     if scheduler == "local":
         return "local"
-    for name, file in files.items():
-        if name == "local":
+    for name, file in reversed(list(files.items())):  # a user's profile goes before a built-in one
+        patterns = _raw(file).get("hostnames")
+        if name == "local" or not isinstance(patterns, list):
             continue
-        patterns = _raw(file).get("hostnames") or []
         if any(fnmatch.fnmatch(site.hostname, str(pattern)) for pattern in patterns):
             return name
     wanted = {"pbs": "generic-pbs", "slurm": "generic-slurm"}
@@ -99,6 +101,9 @@ def _load(file: Path, files: Mapping[str, Path], above: tuple[Path, ...]) -> Pla
     document = read_document(file)
     values, problems = _check(document)
     problems = [*document.problems, *problems]
+    if values.get("name", file.stem) != file.stem:
+        said = f"the profile is found as `{file.stem}`, but `name` is `{values['name']}`"
+        problems.append(Problem(document.where(("name",)), said, "leave `name` out"))
     base: dict[str, Any] = {}
     if parent := values.get("extends"):
         parent_file = files.get(parent)
@@ -116,7 +121,7 @@ def _load(file: Path, files: Mapping[str, Path], above: tuple[Path, ...]) -> Pla
     if problems:
         raise DeploymentError(problems)
     merged = _merge(base, values)
-    merged["name"] = values.get("name", file.stem)
+    merged["name"] = file.stem
     return msgspec.convert(merged, Platform)
 
 
@@ -135,6 +140,17 @@ def _check(document: Document) -> tuple[dict[str, Any], list[Problem]]:
     if "queues" in document.value:
         values["queues"], found = _check_queues(document)
         problems += found
+    for key, given in [("defaults", values.get("defaults", {})), ("required", values.get("required", ()))]:
+        for index, name in enumerate(given):
+            if name not in PRESETS:
+                step = name if key == "defaults" else index
+                problems.append(
+                    Problem(
+                        document.where((key, step)),
+                        f"`{key}`: unknown key `{name}`",
+                        did_you_mean(name, PRESETS),
+                    )
+                )
     return values, problems
 
 

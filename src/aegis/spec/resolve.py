@@ -5,7 +5,9 @@ Later layers win, for every field: default < platform < file < environment (`AEG
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -19,7 +21,6 @@ from aegis.spec.walltime import format_walltime, parse_walltime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from aegis.spec.platform import Platform
 
@@ -27,6 +28,8 @@ GLOBAL_TYPES = {name: type_ for name, type_ in field_types(Deployment).items() i
 MODEL_TYPES = field_types(ModelEntry)
 SECRET = "hf_token"  # noqa: S105 - the name of the key, kept out of every struct that is written anywhere
 DEFAULT = "default"
+PATHS = ("platform", "hf_home", "conda_env", "venv", "aegis_env", "endpoints_file", "log_dir")
+MODEL_PATHS = ("model", "model_source")
 
 
 class Setting(Struct, frozen=True):
@@ -61,10 +64,15 @@ class Resolved(Struct, frozen=True):
 
 
 Layer = dict[str, Setting]
+EntryCheck: TypeAlias = "Callable[[ModelEntry, Mapping[str, str]], list[Problem]]"
 
 
 def resolve(
-    config: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str], site: Site | None = None
+    config: Path | None,
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    site: Site | None = None,
+    check: EntryCheck | None = None,
 ) -> Resolved:
     """Resolve a deployment.
 
@@ -73,6 +81,7 @@ def resolve(
         flags: what the command line gave, by field name; a value is text, a bool, a list or a mapping.
         environ: the environment; only `AEGIS_<FIELD>` and `HF_TOKEN` are read.
         site: where to look for profiles, and how to recognise this machine.
+        check: finds further problems of a model entry, to be reported with all others.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -92,6 +101,11 @@ def resolve(
     if platform:
         _apply_platform(top, platform, reader)
     _check_meaning(top, entries, reader)
+    if check:
+        for entry in entries:
+            if "model" in entry:
+                origins = {name: setting.origin for name, setting in entry.items()}
+                reader.problems += check(_model(entry), origins)
     if reader.problems or platform is None:
         raise DeploymentError(sorted(set(reader.problems), key=_by_place))
     return _assemble(top, entries, platform, reader)
@@ -147,7 +161,10 @@ class _Reader:
             entries.append(
                 {key: Setting(value, where[key]) for key, value in values.items() if value is not None}
             )
-            if "model" not in values and not any("`model`" in problem.message for problem in problems):
+            listed_wrong = not isinstance(listed[index], dict) or any(
+                "`model`" in problem.message for problem in problems
+            )
+            if "model" not in values and not listed_wrong:
                 self.problem(document.where(("models", index)), "this entry has no `model`")
         return entries
 
@@ -175,6 +192,8 @@ class _Reader:
                 )
             return [overlay(defaults, entry, over) for entry in self.file_entries]
         entry = overlay(defaults, over)
+        if self.document and not isinstance(self.document.value, dict):
+            return [entry]  # that is the problem to solve first
         if "model" not in entry and not any("`model`" in problem.message for problem in self.problems):
             where = self.document.where(()) if self.document else "--model"
             self.problem(where, "no model is given", "set `model:` in the file or pass --model")
@@ -184,7 +203,7 @@ class _Reader:
         found: Layer = {}
         for key, type_ in types.items():
             variable = f"AEGIS_{key.upper()}"
-            if variable in self.environ and is_scalar(type_):
+            if self.environ.get(variable) and is_scalar(type_):  # empty is unset, as the shell has it
                 self._convert(found, key, self.environ[variable], type_, variable)
         return found
 
@@ -195,6 +214,9 @@ class _Reader:
         return found
 
     def _convert(self, found: Layer, key: str, value: Any, type_: Any, origin: str) -> None:
+        if not _is_unicode(value):
+            self.problem(origin, f"`{key}` is not UTF-8 text")
+            return
         try:
             found[key] = Setting(convert(value, type_, strict=False), origin)
         except msgspec.ValidationError as error:
@@ -247,12 +269,16 @@ def _apply_platform(top: Layer, platform: Platform, reader: _Reader) -> None:
 
 
 def _check_meaning(top: Layer, entries: list[Layer], reader: _Reader) -> None:
-    """Find what the types cannot: a walltime's form, arguments for another engine."""
+    """Find what the types cannot: a walltime's form, arguments for another engine, a home that nobody has."""
     if walltime := top.get("walltime"):
         try:
             top["walltime"] = Setting(format_walltime(parse_walltime(walltime.value)), walltime.origin)
         except ValueError as error:
             reader.problem(walltime.origin, str(error), "write HH:MM:SS, such as 01:00:00")
+    named = [*(top.get(key) for key in PATHS), *(entry.get(key) for entry in entries for key in MODEL_PATHS)]
+    for setting in named:
+        if setting and setting.value.startswith("~") and not _has_home(setting.value):
+            reader.problem(setting.origin, f"`{setting.value}`: there is no such home directory")
     for entry in entries:
         engine = _value(entry, "engine", "vllm")
         unused = {"vllm": ("sglang", "sim"), "sglang": ("vllm", "sim"), "sim": ()}[engine]
@@ -269,7 +295,7 @@ def _check_meaning(top: Layer, entries: list[Layer], reader: _Reader) -> None:
 
 
 def _assemble(top: Layer, entries: list[Layer], platform: Platform, reader: _Reader) -> Resolved:
-    models = tuple(ModelEntry(**{key: setting.value for key, setting in entry.items()}) for entry in entries)
+    models = tuple(map(_model, entries))
     deployment = Deployment(models=models, **{key: setting.value for key, setting in top.items()})
     origins = {name: top[name].origin if name in top else DEFAULT for name in GLOBAL_TYPES}
     for index, entry in enumerate(entries):
@@ -277,6 +303,27 @@ def _assemble(top: Layer, entries: list[Layer], platform: Platform, reader: _Rea
             origins[f"models[{index}].{name}"] = entry[name].origin if name in entry else DEFAULT
     token = Secret(reader.token) if reader.token else None
     return Resolved(deployment, platform, token, origins, tuple(reader.warnings))
+
+
+def _is_unicode(value: Any) -> bool:
+    """Tell whether all text in a value can be written to a file; Python smuggles odd bytes of argv in surrogates."""
+    if isinstance(value, dict):
+        return all(_is_unicode(item) for pair in value.items() for item in pair)
+    if isinstance(value, list | tuple):
+        return all(map(_is_unicode, value))
+    return not re.search(r"[\ud800-\udfff]", str(value))
+
+
+def _has_home(path: str) -> bool:
+    try:
+        Path(path).expanduser()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _model(entry: Layer) -> ModelEntry:
+    return ModelEntry(**{key: setting.value for key, setting in entry.items()})
 
 
 def _value(layer: Layer, key: str, default: Any = None) -> Any:
