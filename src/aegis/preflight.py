@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from aegis.spec.deployment import ModelEntry
 
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY)$", re.IGNORECASE)
+TWO_IN_ONE = re.compile(r"--?[A-Za-z][\w.-]*\s")  # `--max-model-len 32768`, where a shell would have split it
 SECRET_FLAGS = {
     "--api-key": "VLLM_API_KEY",
     "--hf-token": "HF_TOKEN",
@@ -27,11 +28,14 @@ def check_entry(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:
 
 
 def _reserved(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:
-    """Flags that Aegis sets itself: given twice, the placement and the engine would disagree."""
+    """Flags that Aegis sets itself: given twice, the placement and the engine would disagree; and unsplit ones."""
     reserved = engine(entry.engine).reserved
     where = origins.get(f"extra_{entry.engine}_args", entry.model)
     found = []
     for arg in entry.extra_args:
+        if TWO_IN_ONE.match(arg):
+            said, hint = f"`{arg}` is a single argument", "write the value as a list item of its own"
+            found.append(Problem(where, said, hint))
         name = _flag(arg)
         if name in reserved:
             key = reserved[name]

@@ -637,7 +637,7 @@ def test_a_start_that_never_answers_runs_out_of_time(node: Node, registry: Regis
     "illness", ["canary hangs", "canary 500", "tokens freeze", "health hangs", "health drips"]
 )
 def test_a_sick_engine_is_unhealthy_then_restarted(node: Node, registry: Registry, illness: str) -> None:
-    orders = node.instance(policy={"restart_after": 1.0})
+    orders = node.instance(policy={"restart_after": 1.0, "backoff_first": 0.5})
     node.start()
     registry.wait("healthy")
     files = {

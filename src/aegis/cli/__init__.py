@@ -96,6 +96,11 @@ def main() -> NoReturn:
     except BrokenPipeError:  # `aegis status | head`: the reader has left
         sys.stderr.close()
         sys.exit(1)
+    except Exception as error:
+        if os.environ.get("AEGIS_TRACEBACK"):
+            raise
+        said = f"internal error: {type(error).__name__}: {error}"
+        fail(AegisError(said, hint="a defect of aegis; with AEGIS_TRACEBACK=1 the same command shows where"))
 
 
 def entry() -> NoReturn:

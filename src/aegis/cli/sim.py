@@ -31,6 +31,7 @@ IGNORED_SWITCHES: Final = (
     *("--enable-sleep-mode", "--disable-custom-all-reduce", "--enable-lora"),
 )
 SEVERAL: Final = frozenset({"--served-model-name", "--api-key"})  # vLLM takes `--served-model-name A B`
+SHORT: Final = {"-n": "--nnodes", "-r": "--node-rank"}
 
 COUNT: Final = click.IntRange(min=0)
 SOME: Final = click.IntRange(min=1)
@@ -59,11 +60,18 @@ class AfterType(click.ParamType[Any]):
 
 
 class SimCommand(click.Command):
-    """A command that takes several values after one flag, as vLLM does."""
+    """A command that reads flags as `vllm serve` does."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Repeat the flag before each of its values."""
-        return super().parse_args(ctx, repeat_flags(args))
+        """Translate what click would not understand."""
+        return super().parse_args(ctx, repeat_flags([spelled_out(arg) for arg in args]))
+
+
+def spelled_out(arg: str) -> str:
+    """Return the long form of a flag, with dashes; click would find `-n` in vLLM's `-dpn` too."""
+    name, equals, value = arg.partition("=")
+    name = SHORT.get(name, name)
+    return name.replace("_", "-") + equals + value if name.startswith("--") else arg
 
 
 def repeat_flags(args: Sequence[str]) -> list[str]:
@@ -92,7 +100,7 @@ def ignored_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command(
     cls=SimCommand,
-    # -h is no help here: vLLM's own short flags (-dph) contain it
+    # No short flags, -h neither: click would find them inside vLLM's (-dph).
     context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]},
 )
 @click.argument("model")
@@ -123,8 +131,8 @@ def ignored_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--hang-health-after", type=AfterType(), help="Then answer nothing at all.")
 @click.option("--error-rate", type=SHARE, default=0.0, help="Share of requests answered with HTTP 500.")
 @click.option("--reset-rate", type=SHARE, default=0.0, help="Share of requests dropped half-way.")
-@click.option("--nnodes", "-n", type=SOME, default=1, help="Nodes of this server.")
-@click.option("--node-rank", "-r", type=COUNT, default=0, help="0 serves the API, the others follow it.")
+@click.option("--nnodes", type=SOME, default=1, help="Nodes of this server.")
+@click.option("--node-rank", type=COUNT, default=0, help="0 serves the API, the others follow it.")
 @click.option("--master-addr", default="127.0.0.1", help="Address of rank 0.")
 @click.option("--master-port", type=click.IntRange(1, 65535), default=29501, show_default=True)
 @click.option("--join-timeout", type=SECONDS, default=600.0, show_default=True, help="For all ranks to meet.")

@@ -301,7 +301,11 @@ class PortHold:
 
     def __init__(self, host: str, port: int) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(f"\0aegis-port-{host}-{port}")
+        try:
+            self._socket.bind(f"\0aegis-port-{host}-{port}")
+        except OSError:
+            self._socket.close()
+            raise
 
     def release(self) -> None:
         """Give the port up."""
@@ -671,7 +675,10 @@ class Instance(threading.Thread):
                 return 0, "stopping" if self._stopping else f"no connection in {timeout:.0f} s"
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
-            return answer.status, answer.read().decode(errors="replace")
+            text = answer.read().decode(errors="replace")
+            if time.monotonic() < deadline:  # else it was cut off, which may look like its end
+                return answer.status, text
+            return 0, f"no answer from {path} in {timeout:.0f} s"
         except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, ConnectionRefusedError):
                 return 0, f"nothing listens on port {self.port} yet"

@@ -23,12 +23,12 @@ from aegis.errors import (
 from aegis.files import PRIVATE, write_atomically
 from aegis.fleet import agent
 from aegis.fleet.endpoints import EndpointsFile, endpoint_lines
-from aegis.fleet.nodes import ANY, Host, allocation
+from aegis.fleet.nodes import Host, allocation, head_of
 from aegis.fleet.order import Fleet, fleet_file, node_orders
 from aegis.fleet.progress import Counts, Progress, failure_lines
 from aegis.fleet.services import REGISTRY_PORT, RegistryProcess, agents_for, registry_client
 from aegis.fleet.weights import download, find_weights, path_of
-from aegis.placement import Placement, place
+from aegis.placement import Placement, nodes_needed, place
 from aegis.processes import is_alive, start_of
 from aegis.runs import ENDED, Manifest, RunDir, known_runs, register
 from aegis.schedulers.local import JOB_VARIABLE, RUN_DIR_VARIABLE, new_handle
@@ -37,15 +37,18 @@ from aegis.spec.machine import detect_machine, size_node
 from aegis.spec.walltime import format_walltime, parse_walltime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from types import FrameType
 
-    from aegis.spec.deployment import Deployment
-    from aegis.spec.platform import Platform
+    from aegis.spec.deployment import Deployment, ModelEntry
+    from aegis.spec.platform import Node, Platform
     from aegis.spec.resolve import Resolved
 
 WATCH_SECONDS = 1.0  # how long the head listens before it looks at its own processes
 REVIVAL_PATIENCE = 60.0  # a registry that stays away so long ends the launch
+POLICY_VARIABLE = (
+    "AEGIS_AGENT_POLICY"  # JSON of seconds by name (`Policy` of agent.py): for tests, whose time is short
+)
 PASSED_ON = ("VLLM_API_KEY", "HF_TOKEN")  # secrets of the environment that engines need
 
 
@@ -64,8 +67,7 @@ def place_on(platform: Platform, deployment: Deployment, nodes: int | None) -> t
     Raises:
         PlacementError: it does not fit.
     """
-    machine = detect_machine()
-    node = size_node(platform.node, machine, deployment.models, nodes or 1)
+    node = _sized(platform.node, deployment.models, nodes or 1)
     placement = place(
         deployment.models,
         node,
@@ -74,6 +76,16 @@ def place_on(platform: Platform, deployment: Deployment, nodes: int | None) -> t
         available_nodes=nodes,
     )
     return msgspec.structs.replace(platform, node=node), placement
+
+
+def _sized(node: Node, models: Sequence[ModelEntry], nodes: int) -> Node:
+    """Return the node with its devices counted; CPU shares grow until the models fit the nodes that there are."""
+    machine = detect_machine()
+    for spread in range(nodes, 0, -1):
+        sized = size_node(node, machine, models, spread)
+        if nodes_needed(models, sized) <= nodes:
+            break
+    return sized
 
 
 class Launch:
@@ -90,6 +102,7 @@ class Launch:
         self.started = time.monotonic()
         self.endpoints = EndpointsFile(Path(os.path.abspath(self.deployment.endpoints_file)))  # noqa: PTH100 - links stay
         self.walltime = parse_walltime(self.deployment.walltime) if self.deployment.walltime else None
+        self.patience = _patience(environ)
         self._wish: Stop | None = None
         self._told_problem = ""
 
@@ -110,14 +123,8 @@ class Launch:
         self.run_dir, self.manifest = self._open()
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        local = self.platform.launcher == "local"
-        head = self.hosts[0]
-        self.registry = RegistryProcess(
-            self.run_dir,
-            head.bind if local else ANY,
-            head.address,
-            self.deployment.registry_port,
-        )
+        head = head_of(self.hosts, os.uname().nodename)
+        self.registry = RegistryProcess(self.run_dir, head.bind, head.address, self.deployment.registry_port)
         self.agents = agents_for(self.platform, self.run_dir, self.hosts, sys.executable)
         try:
             self._write_secrets()
@@ -228,6 +235,7 @@ class Launch:
             work_dir=os.getcwd(),  # noqa: PTH109 - text
             path=path_of(self.environ),
             no_proxy=self.environ.get("no_proxy") or self.environ.get("NO_PROXY") or "",
+            patience=self.patience,
         )
 
     def _announce(self) -> None:
@@ -362,6 +370,13 @@ class Launch:
             self.run_dir.write_manifest(self.manifest)
         except OSError as error:
             self.say(f"warning: {self.run_dir.manifest} cannot be written: {error.strerror}")
+
+
+def _patience(environ: Mapping[str, str]) -> dict[str, float]:
+    try:
+        return msgspec.json.decode(environ.get(POLICY_VARIABLE) or "{}", type=dict[str, float])
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{POLICY_VARIABLE} is no JSON object of seconds: {error}") from None
 
 
 def _handle_of(environ: Mapping[str, str]) -> str | None:

@@ -11,7 +11,7 @@ from msgspec import Struct
 from aegis.errors import SiteError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from aegis.spec.platform import Platform
 
@@ -53,6 +53,17 @@ def allocation(platform: Platform, environ: Mapping[str, str]) -> list[Host]:
         )
     suffix = platform.network.host_suffix
     return [Host(name, f"{name.partition('.')[0]}{suffix}" if suffix else name, ANY) for name in names]
+
+
+def head_of(hosts: Sequence[Host], machine: str) -> Host:
+    """Return where this process runs: one of the nodes, or a login node that holds the allocation (salloc)."""
+    if hosts[0].bind != ANY:
+        return hosts[0]
+    short = machine.partition(".")[0]
+    for host in hosts:
+        if host.name.partition(".")[0] == short:
+            return host
+    return Host(machine, machine, ANY)
 
 
 def _allocated_names(environ: Mapping[str, str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,12 @@ class Fleet(Struct, frozen=True, kw_only=True):
     work_dir: str
     path: str = "/usr/bin:/bin"  # PATH of the launch
     no_proxy: str = ""  # what the environment has already
+    patience: dict[str, float] = {}  # seconds of the agent's policy, where the launch wants others
+
+
+def expanded(path: str) -> Path:
+    """Return a path with its `~` replaced, where that user is known."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for an unknown user
 
 
 def service_names(models: Sequence[ModelEntry]) -> list[str]:
@@ -165,6 +172,7 @@ def _instance_order(
         policy={
             "startup_timeout": fleet.deployment.startup_timeout,
             "max_restarts": fleet.deployment.max_restarts,
+            **fleet.patience,
         },
         metadata={
             "model": entry.name,
@@ -192,7 +200,7 @@ def _start(fleet: Fleet, instance: Instance, member: Member, kind: Engine) -> St
         address=host.address,
         bind=host.bind,
         master=fleet.hosts[instance.members[0].node].address,
-        executable=str(Path(venv).expanduser() / "bin" / kind.program) if venv else kind.program,
+        executable=str(expanded(venv) / "bin" / kind.program) if venv else kind.program,
         python=fleet.python,
     )
 
@@ -202,10 +210,10 @@ def _environment(fleet: Fleet, start: Start, kind: Engine) -> dict[str, str]:
     platform, deployment = fleet.platform, fleet.deployment
     environment = dict(platform.env)
     if deployment.venv:
-        venv = Path(deployment.venv).expanduser()
+        venv = expanded(deployment.venv)
         environment |= {"VIRTUAL_ENV": str(venv), "PATH": f"{venv / 'bin'}:{fleet.path}"}
     environment |= _proxies(fleet)
-    environment["HF_HOME"] = str(Path(deployment.hf_home).expanduser())
+    environment["HF_HOME"] = str(expanded(deployment.hf_home))
     if start.weights_are_local or deployment.skip_staging:
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     environment |= kind.environment(start)
@@ -246,8 +254,8 @@ def _setup(fleet: Fleet) -> list[str]:
 def conda_lines(environment: str, local_path: str) -> list[str]:
     """Return the shell lines that activate a conda environment.
 
-    A directory is activated where it is; a conda-pack tarball is unpacked once per node, under a lock, at a path of
-    its own per content stamp (size and time), and moved into place whole.
+    A directory is activated where it is; a conda-pack tarball is unpacked once per node, under a lock, in a folder that
+    nobody else may write, at a path of its own per content stamp (size and time). What is not complete is not used.
     """
     import shlex  # noqa: PLC0415 - only where a conda environment is named
 
@@ -256,13 +264,16 @@ def conda_lines(environment: str, local_path: str) -> list[str]:
         'if [ ! -d "$conda_env" ]; then',
         '  [ -f "$conda_env" ] || { echo "aegis: cannot run: no conda environment at $conda_env" >&2; exit 127; }',
         "  stamp=$(stat -c '%s-%Y-%n' -- \"$conda_env\" | cksum | cut -d' ' -f1)",
-        f'  unpacked="{local_path}"/aegis-env-$(id -u)-"$stamp"',  # from the profile: may name $USER
+        f'  private="{local_path}"/aegis-env-$(id -u)',  # from the profile: may name $USER
+        '  mkdir -m 700 -p -- "$private" && [ -O "$private" ] && [ ! -L "$private" ] ||',
+        '    { echo "aegis: cannot run: $private is not ours" >&2; exit 127; }',
+        '  unpacked="$private/$stamp"',
         "  (",
         "    flock 9",
-        '    if [ ! -d "$unpacked" ]; then',
-        '      rm -rf -- "$unpacked.part" && mkdir -p -- "$unpacked.part" &&',
-        '        tar -xf "$conda_env" -C "$unpacked.part" && mv -- "$unpacked.part" "$unpacked" || exit 1',
-        '      [ ! -x "$unpacked/bin/conda-unpack" ] || "$unpacked/bin/conda-unpack" || exit 1',
+        '    if [ ! -e "$unpacked/.complete" ]; then',
+        '      rm -rf -- "$unpacked" && mkdir -- "$unpacked" && tar --force-local -xf "$conda_env" -C "$unpacked" &&',
+        '        { [ ! -x "$unpacked/bin/conda-unpack" ] || "$unpacked/bin/conda-unpack"; } &&',
+        '        touch -- "$unpacked/.complete" || { rm -rf -- "$unpacked"; exit 1; }',
         "    fi",
         '  ) 9>"$unpacked.lock" || { echo "aegis: cannot run: $conda_env could not be unpacked" >&2; exit 1; }',
         "  conda_env=$unpacked",

@@ -115,8 +115,8 @@ class RegistryProcess:
                 self.port = int(self.run.port_file.read_text())
                 return ""
             if self.process.poll() is not None:
-                lines = (self.run.nodes / "registry.log").read_text(errors="replace").splitlines()
-                return lines[-1] if lines else f"it ended with code {self.process.returncode}"
+                said = _last_error(self.run.nodes / "registry.log")
+                return said or f"it ended with code {self.process.returncode}"
             time.sleep(0.01)
         self.stop()
         return f"no answer in {REGISTRY_START_SECONDS:.0f} s"
@@ -294,6 +294,16 @@ def registry_client(url: str, run: RunDir, timeout: float = 5.0) -> RegistryClie
     except OSError:
         token = None
     return RegistryClient(url, token, timeout)
+
+
+def _last_error(log: Path) -> str:
+    """Return the last error in a log, else its last line."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1].removeprefix("error: ")
 
 
 def _log(run: RunDir, name: str) -> IO[bytes]:

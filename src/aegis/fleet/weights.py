@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aegis.errors import AegisError, ConfigError
-from aegis.fleet.order import Weights
+from aegis.fleet.order import Weights, expanded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from aegis.spec.deployment import Deployment, ModelEntry
 
@@ -20,23 +20,26 @@ def find_weights(entry: ModelEntry, *, skip_staging: bool) -> Weights:
     """Return what the engine loads: `model_source`, a directory given as `model`, or the hub's name.
 
     Raises:
-        ConfigError: `model_source` is not there.
+        ConfigError: `model_source`, or the directory given as `model`, is not there.
     """
     if entry.model_source and not skip_staging and entry.engine != "sim":
-        source = Path(entry.model_source).expanduser()
+        source = expanded(entry.model_source).absolute()
         if not source.is_dir():
             raise ConfigError(
                 f"model_source of {entry.name} is not there: {source}",
                 hint="give the directory that holds config.json, or a Hugging Face cache entry (models--ORG--NAME)",
             )
-        return Weights(str(snapshot_of(source)), local=True)
-    path = Path(entry.model).expanduser()
+        try:
+            return Weights(str(snapshot_of(source)), local=True)
+        except OSError as error:
+            raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from None
+    path = expanded(entry.model)
     if path.is_absolute() or entry.model.startswith((".", "~")):
         if not path.is_dir() and entry.engine != "sim":
             raise ConfigError(
                 f"model {entry.model} is not there", hint="give a directory, or a Hugging Face id"
             )
-        return Weights(str(path), local=True)
+        return Weights(str(path.absolute()), local=True)  # `./-x` must not become a flag
     return Weights(entry.model, local=False)
 
 
@@ -72,18 +75,19 @@ def download(
         AegisError: it fails; the message has the last words of `hf`.
     """
     venv = deployment.venv
-    program = str(Path(venv).expanduser() / "bin" / "hf") if venv else "hf"
+    program = str(expanded(venv) / "bin" / "hf") if venv else "hf"
     for entry in deployment.models:
         if not entry.download_weights or entry.engine == "sim" or deployment.skip_staging:
             continue
         command = [program, "download", entry.model]
         if entry.model_source:
-            if Path(entry.model_source).expanduser().is_dir():
+            source = expanded(entry.model_source)
+            if source.is_dir():
                 continue
-            command += ["--local-dir", str(Path(entry.model_source).expanduser())]
+            command += ["--local-dir", str(source)]
         say(f"downloading {entry.model}")
         secret = {"HF_TOKEN": token} if token else {}
-        home = str(Path(deployment.hf_home).expanduser())
+        home = str(expanded(deployment.hf_home))
         try:
             subprocess.run(
                 command,
@@ -92,9 +96,9 @@ def download(
                 stderr=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
             )
-        except FileNotFoundError:
+        except OSError as error:
             raise AegisError(
-                f"{program} is not there, and {entry.name} is to be downloaded",
+                f"{program} cannot be run ({error.strerror}), and {entry.name} is to be downloaded",
                 hint="install huggingface_hub beside the engine, or set `model_source`",
             ) from None
         except subprocess.CalledProcessError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import msgspec
 
@@ -13,7 +13,7 @@ from aegis.spec.document import SHOWN
 from aegis.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from aegis.spec.document import Document, Path
 
@@ -27,8 +27,6 @@ _WORDS = {
     "null": "nothing",
 }
 _EXPECTED = re.compile(r"Expected `([^`]+)`(.*?)(?:, got `([^`]+)`)?$")
-_AT = re.compile(r" - at `\$(.*)`$")
-_STEP = re.compile(r"\[(\d+)\]|\.([^.\[]+)|\[\.\.\.\]")
 
 
 @cache
@@ -67,13 +65,10 @@ def check_mapping(
     for key, value in mapping.items():
         here = (*path, key)
         if key in types:
-            try:
+            wrong = check_value(document, here, key, value, types[key])
+            problems += wrong
+            if not wrong:
                 values[key] = convert(value, types[key], text=_literal(document, value, here))
-            except msgspec.ValidationError as error:
-                message, inner = explain(key, value, error)
-                problems.append(
-                    Problem(document.where((*here, *inner)), message, hint_for(types[key], value, error))
-                )
         elif key not in known:
             hint = (
                 "it belongs to the top level of the file"
@@ -109,31 +104,47 @@ def convert(value: Any, type_: Any, *, text: Any = None, strict: bool = True) ->
         raise
 
 
-def explain(key: str, value: Any, error: msgspec.ValidationError) -> tuple[str, Path]:
-    """Return msgspec's complaint in a person's words, and where below `key` it applies."""
+def check_value(document: Document, path: Path, name: str, value: Any, type_: Any) -> list[Problem]:
+    """Return what is wrong with a value, item by item where it is a list or a mapping."""
+    try:
+        convert(value, type_, text=_literal(document, value, path))
+    except msgspec.ValidationError as error:
+        found = [
+            problem
+            for step, item, item_type in _items(value, type_)
+            for problem in check_value(document, (*path, step), _step(name, step), item, item_type)
+        ]
+        return found or [
+            Problem(document.where(path), explain(name, value, error), hint_for(type_, value, error))
+        ]
+    return []
+
+
+def _items(value: Any, type_: Any) -> Iterator[tuple[str | int, Any, Any]]:
+    """Yield the position, the value and the type of each item, where the value is the container that is wanted."""
+    inner = get_args(type_)[0] if get_origin(type_) is Annotated else type_
+    if isinstance(value, list) and get_origin(inner) is tuple:
+        yield from ((index, item, get_args(inner)[0]) for index, item in enumerate(value))
+    elif isinstance(value, dict) and get_origin(inner) is dict:
+        yield from ((key, item, get_args(inner)[1]) for key, item in value.items())
+
+
+def _step(name: str, step: str | int) -> str:
+    return f"{name}[{step}]" if isinstance(step, int) else f"{name}.{step}"
+
+
+def explain(name: str, value: Any, error: msgspec.ValidationError) -> str:
+    """Return msgspec's complaint about a value in a person's words."""
     said = str(error)
-    inner: list[str | int] = []
-    if at := _AT.search(said):
-        said = said[: at.start()]
-        for index, name in _STEP.findall(at[1]):
-            if index or name:
-                inner.append(int(index) if index else name)
-    if said != str(error) and "$[...]" in str(error) and isinstance(value, dict):
-        inner = [next((name for name, item in value.items() if not isinstance(item, str)), "")]
-    wrong: Any = value
-    step: Any
-    for step in inner:
-        wrong = wrong[step] if isinstance(wrong, dict | list) else wrong
-    name = key + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in inner)
     if match := _EXPECTED.match(said):
-        if match[2] == " of length >= 1" and wrong == "":
-            return f"`{name}` is empty", tuple(inner)
+        if match[2] == " of length >= 1" and value == "":
+            return f"`{name}` is empty"
         words = [word.strip() for word in match[1].split("|")]
         wanted = " or ".join(_WORDS.get(word, word) for word in words if word != "null")
-        return f"`{name}` should be {wanted}{match[2]}, not {_shown(wrong)}", tuple(inner)
+        return f"`{name}` should be {wanted}{match[2]}, not {_shown(value)}"
     if said.startswith("Invalid enum value"):
-        return f"`{name}` cannot be {_shown(wrong)}", tuple(inner)
-    return f"`{name}`: {said[:1].lower()}{said[1:]}", tuple(inner)
+        return f"`{name}` cannot be {_shown(value)}"
+    return f"`{name}`: {said[:1].lower()}{said[1:]}"
 
 
 def choices(type_: Any) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def read_document(file: FilePath) -> Document:
         text = raw.decode()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise DeploymentError([Problem(f"{file}:{line}", "not UTF-8 text")]) from None
+        raise DeploymentError([Problem(f"{file}:{line}", "not UTF-8 text", "save it as UTF-8")]) from None
     return parse_document(text, str(file))
 
 
@@ -130,6 +130,8 @@ def _syntax_problem(error: yaml.YAMLError, name: str, text: str) -> Problem:
     context, began = getattr(error, "context", None), getattr(error, "context_mark", None)
     said = ", ".join(part for part in (context, getattr(error, "problem", None)) if part)
     hint = f"it begins on line {began.line + 1}" if began and began.line != mark.line else None
+    if "mapping values are not allowed" in said or said.endswith("did not find expected key"):
+        hint = "quote a value that has a colon in it, or check the indentation"
     return Problem(where, f"not valid YAML: {said}", hint)
 
 
@@ -200,7 +202,7 @@ class _Builder:
                     "quote it to keep it as text",
                 )
             )
-            return None
+            return text
         if value is not None:
             self.texts[path] = text
         return value

@@ -30,9 +30,9 @@ def dump_deployment(
     """
     values = msgspec.to_builtins(deployment)
     if brief:
-        values = {key: value for key, value in values.items() if value not in (None, [], {})}
+        values = {key: value for key, value in values.items() if value not in (None, (), {})}
         values["models"] = [
-            {key: value for key, value in model.items() if value not in (None, [], {})}
+            {key: value for key, value in model.items() if value not in (None, (), {})}
             for model in values["models"]
         ]
     models = values.pop("models")

@@ -110,12 +110,10 @@ def _load(file: Path, files: Mapping[str, Path], above: tuple[Path, ...]) -> Pla
         if parent_file == file:  # a user's file that extends the built-in one it hides
             parent_file = BUILT_IN / file.name
         if parent_file is None or parent_file in above or not parent_file.is_file():
-            said = (
-                f"`extends` names an unknown platform `{parent}`"
-                if parent_file is None
-                else "`extends` goes in a circle"
-            )
-            problems.append(Problem(document.where(("extends",)), said, did_you_mean(parent, files)))
+            said, hint = "`extends` goes in a circle", None
+            if parent_file is None:
+                said, hint = f"`extends` names an unknown platform `{parent}`", did_you_mean(parent, files)
+            problems.append(Problem(document.where(("extends",)), said, hint))
         elif not problems:
             base = msgspec.to_builtins(_load(parent_file, files, (*above, file)))
     if problems:

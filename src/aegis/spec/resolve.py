@@ -28,7 +28,7 @@ GLOBAL_TYPES = {name: type_ for name, type_ in field_types(Deployment).items() i
 MODEL_TYPES = field_types(ModelEntry)
 SECRET = "hf_token"  # noqa: S105 - the name of the key, kept out of every struct that is written anywhere
 DEFAULT = "default"
-PATHS = ("platform", "hf_home", "conda_env", "venv", "aegis_env", "endpoints_file", "log_dir")
+PATHS = ("hf_home", "conda_env", "venv", "aegis_env", "endpoints_file", "log_dir")
 MODEL_PATHS = ("model", "model_source")
 
 
@@ -37,6 +37,9 @@ class Setting(Struct, frozen=True):
 
     value: Any
     origin: str
+
+
+UNNAMED = Setting("this model", DEFAULT)  # in messages about an entry that has no `model`
 
 
 class Secret:
@@ -103,9 +106,8 @@ def resolve(
     _check_meaning(top, entries, reader)
     if check:
         for entry in entries:
-            if "model" in entry:
-                origins = {name: setting.origin for name, setting in entry.items()}
-                reader.problems += check(_model(entry), origins)
+            origins = {name: setting.origin for name, setting in entry.items()}
+            reader.problems += check(_model({"model": UNNAMED, **entry}), origins)
     if reader.problems or platform is None:
         raise DeploymentError(sorted(set(reader.problems), key=_by_place))
     return _assemble(top, entries, platform, reader)
@@ -220,8 +222,7 @@ class _Reader:
         try:
             found[key] = Setting(convert(value, type_, strict=False), origin)
         except msgspec.ValidationError as error:
-            message, _ = explain(key, value, error)
-            self.problem(origin, message, hint_for(type_, value, error))
+            self.problem(origin, explain(key, value, error), hint_for(type_, value, error))
 
     def problem(self, where: str, message: str, hint: str | None = None) -> None:
         self.problems.append(Problem(where, message, hint))
