@@ -19,9 +19,7 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture
-def aegis(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Outcome]:
+def aegis(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     def run(*args: str) -> Outcome:
         monkeypatch.setattr("sys.argv", ["aegis", *args])
         with pytest.raises(SystemExit) as stop:

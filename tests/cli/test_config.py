@@ -55,12 +55,14 @@ def test_origins_are_shown_beside_the_values(
     monkeypatch.setenv("AEGIS_ACCOUNT", "Other")
     out = aegis("config", "show", "--config", "single.yaml", "--origin", "--instances", "4").out.splitlines()
     assert "account: Other  # AEGIS_ACCOUNT" in out
-    assert "walltime: \"01:00:00\"  # single.yaml:7" in out
+    assert 'walltime: "01:00:00"  # single.yaml:7' in out
     assert "queue: null  # default" in out
     assert "    instances: 4  # --instances" in out
 
 
-def test_a_token_of_the_file_is_warned_of_and_not_shown(aegis: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_a_token_of_the_file_is_warned_of_and_not_shown(
+    aegis: Callable[..., Outcome], tmp_path: Path
+) -> None:
     file = tmp_path / "f.yaml"
     file.write_text("model: m\nhf_token: hf_secret\n")
     for form in ([], ["--json"], ["--origin"]):

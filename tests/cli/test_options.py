@@ -92,7 +92,11 @@ def test_flag_beats_variable_beats_file(
     (entry if key in MODEL else top)[key] = in_file
     lines = [f"{name}: {json.dumps(value)}" for name, value in top.items()]
     (tmp_path / "f.yaml").write_text("\n".join(lines))
-    line = next(n for n, text in enumerate(lines, 1) if text.startswith(("models:" if in_list and key in MODEL else key)))
+    line = next(
+        n
+        for n, text in enumerate(lines, 1)
+        if text.startswith("models:" if in_list and key in MODEL else key)
+    )
     command = ["config", "show", "--config", "f.yaml", "--json", "--origin"]
 
     assert shown(aegis(*command), key) == (in_file, f"f.yaml:{line}")
@@ -107,7 +111,9 @@ def test_flag_beats_variable_beats_file(
 
 
 @pytest.mark.parametrize("key", [key for key, (value, *_) in CASES.items() if value is False])
-def test_a_switch_is_turned_off_by_its_negative(aegis: Callable[..., Outcome], key: str, tmp_path: Path) -> None:
+def test_a_switch_is_turned_off_by_its_negative(
+    aegis: Callable[..., Outcome], key: str, tmp_path: Path
+) -> None:
     (tmp_path / "f.yaml").write_text(f"model: m\n{key}: true\n")
     flag = f"--no-{key.replace('_', '-')}"
     value, _ = shown(aegis("config", "show", "--config", "f.yaml", "--json", "--origin", flag), key)
@@ -172,8 +178,22 @@ def test_an_open_quote_is_a_usage_error() -> None:
         spread(["--extra-vllm-args", "--name it's"], OWN)
 
 
-argument = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12) | st.sampled_from(
-    ["--max-model-len", "-tp", "-", "---", "{}", '{"a": 1, "b": "c d"}', "--x={ }", "a,b", "--no-x", " ", "-A2"]
+argument = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12
+) | st.sampled_from(
+    [
+        "--max-model-len",
+        "-tp",
+        "-",
+        "---",
+        "{}",
+        '{"a": 1, "b": "c d"}',
+        "--x={ }",
+        "a,b",
+        "--no-x",
+        " ",
+        "-A2",
+    ]
 )
 
 
@@ -188,7 +208,16 @@ def test_any_arguments_that_are_not_ours_survive(args: list[str], equals: bool) 
 
 def test_through_the_command_line(aegis: Callable[..., Outcome]) -> None:
     override = '{"rope_scaling": {"type": "yarn", "factor": 2.0}, "x": "a b"}'
-    line = ["--model", "m", "--extra-vllm-args", "--hf-overrides", override, "--enforce-eager", "--queue", "q"]
+    line = [
+        "--model",
+        "m",
+        "--extra-vllm-args",
+        "--hf-overrides",
+        override,
+        "--enforce-eager",
+        "--queue",
+        "q",
+    ]
     answer = json.loads(aegis("config", "show", "--json", *line).out)
     assert answer["models"][0]["extra_vllm_args"] == ["--hf-overrides", override, "--enforce-eager"]
     assert answer["queue"] == "q"
@@ -214,7 +243,9 @@ def test_env_needs_a_name_and_a_value(aegis: Callable[..., Outcome], pair: str) 
 
 
 def test_env_keeps_equals_signs(aegis: Callable[..., Outcome]) -> None:
-    answer = json.loads(aegis("config", "show", "--json", "--model", "m", "--env", "A=b=c", "--env", "B=").out)
+    answer = json.loads(
+        aegis("config", "show", "--json", "--model", "m", "--env", "A=b=c", "--env", "B=").out
+    )
     assert answer["models"][0]["env"] == {"A": "b=c", "B": ""}
 
 

@@ -48,7 +48,9 @@ def test_ones_own_profile_is_listed_and_shown(
     aegis: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AEGIS_PLATFORM_DIR", str(tmp_path))
-    (tmp_path / "mine.yaml").write_text('extends: polaris\ndescription: "My\\ttwo\\nlines"\nnode: {devices: 2}\n')
+    (tmp_path / "mine.yaml").write_text(
+        'extends: polaris\ndescription: "My\\ttwo\\nlines"\nnode: {devices: 2}\n'
+    )
     (row,) = [row for row in aegis("platform", "list").out.splitlines() if row.startswith("mine ")]
     assert "2 x " in row
     assert row.endswith("My\\ttwo\\nlines")

@@ -47,8 +47,10 @@ RECORDED = [
     ),
     (
         "serve_fail_kvtoosmall.log",
-        "out of memory: No available memory for the cache blocks;"
-        " lower --max-model-len or raise the tensor parallel size",
+        (
+            "out of memory: No available memory for the cache blocks;"
+            " lower --max-model-len or raise the tensor parallel size"
+        ),
         True,
     ),
     ("serve_fail_badflag.log", "engine arguments: unrecognized arguments: --no-such-flag 3", True),
@@ -80,11 +82,15 @@ def test_words_like_error_in_a_good_start_are_no_cause() -> None:
     ("line", "cause", "permanent"),
     [
         (
-            "ValueError: To serve at least one request with the model's max seq len (32768), (4.0 GiB KV cache is needed,"
-            " which is larger than the available KV cache memory (1.5 GiB). Based on the available memory, ...",
-            "out of memory: To serve at least one request with the model's max seq len (32768), (4.0 GiB KV cache is"
-            " needed, which is larger than the available KV cache memory (1.5 GiB);"
-            " lower --max-model-len or raise the tensor parallel size",
+            (
+                "ValueError: To serve at least one request with the model's max seq len (32768), (4.0 GiB KV cache is needed,"
+                " which is larger than the available KV cache memory (1.5 GiB). Based on the available memory, ..."
+            ),
+            (
+                "out of memory: To serve at least one request with the model's max seq len (32768), (4.0 GiB KV cache is"
+                " needed, which is larger than the available KV cache memory (1.5 GiB);"
+                " lower --max-model-len or raise the tensor parallel size"
+            ),
             True,
         ),
         (
@@ -181,7 +187,7 @@ def test_a_flood_of_long_lines_is_judged_in_time(text: str) -> None:
     lines = [text] * 10_000  # 50 times what the agent keeps
     started = time.process_time()
     diagnose(causes(), lines, 1)
-    assert time.process_time() - started < 1.0
+    assert time.process_time() - started < 2.0  # 0.7 s on an idle machine; what backtracks takes minutes
 
 
 def test_one_endless_line_is_judged_in_time() -> None:

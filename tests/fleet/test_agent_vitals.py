@@ -88,7 +88,7 @@ def test_wedged_when_requests_run_and_no_token_moves() -> None:
     assert found.observe(1.0, busy(5)) == "healthy"
     assert found.observe(20.9, busy(5)) == "healthy"
     assert found.observe(21.0, busy(5)) == "unhealthy"
-    assert found.reason == "wedged: 3 requests running and no token for 20 s"
+    assert found.reason == "wedged: 3 requests running and no token for over 20 s"
     assert found.restart_due(50.9) == ""
     assert "wedged" in found.restart_due(51.0)
     assert found.observe(52.0, busy(6)) == "healthy"

@@ -3,20 +3,20 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aegis.fleet.endpoints import EndpointsFile, endpoint_lines
-from aegis.registry.model import STATUSES, Service
+from aegis.registry.model import Service, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from aegis.registry.model import Status
+OTHERS: list[Status] = [status for status in get_args(Status) if status != "healthy"]
 
 
 def service(name: str, port: int = 8000, status: Status = "healthy", *, rank: int = 0) -> Service:
@@ -37,7 +37,7 @@ def test_only_healthy_heads_by_model_and_number() -> None:
         service("m-2", 2),
         service("a-0", 3),
         service("m-0.rank1", 4, rank=1),
-        *(service(f"s-{at}", 5, status) for at, status in enumerate(STATUSES) if status != "healthy"),
+        *(service(f"s-{at}", 5, status) for at, status in enumerate(OTHERS)),
     ]
     assert endpoint_lines(services) == ["h:3", "h:2", "h:10"]
 
@@ -127,9 +127,8 @@ def test_a_full_disk_keeps_the_old_content(full_disk: Path) -> None:
     file = EndpointsFile(full_disk / "endpoints.txt")
     assert file.update([service("m-0")])
     filler = full_disk / "filler"
-    with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as stream:
-        while True:
-            stream.write(b"x" * 4096)
+    with pytest.raises(OSError, match="No space"):
+        filler.write_bytes(b"x" * 1_000_000)
     assert not file.update([service("m-0"), service("m-1")])
     assert "No space left on device" in file.problem
     assert file.path.read_text() == "h:8000\n"

@@ -91,7 +91,7 @@ def test_nothing_on_a_node_is_given_twice(entries: list[ModelEntry]) -> None:
     try:
         made = fleet(*entries)
     except PlacementError:
-        assume(False)  # noqa: FBT003 - hypothesis
+        assume(False)
     nodes = node_orders(made)
     ids = [order.id for node in nodes for order in node.instances]
     assert len(set(ids)) == len(ids)
@@ -126,7 +126,7 @@ def test_an_agent_finds_and_understands_its_line(entries: list[ModelEntry]) -> N
     try:
         made = fleet(*entries)
     except PlacementError:
-        assume(False)  # noqa: FBT003 - hypothesis
+        assume(False)
     lines = fleet_file(node_orders(made)).splitlines()
     assert len(lines) == made.placement.nodes
     for host, line in zip(made.hosts, lines, strict=True):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegis.fleet.progress import Counts, Progress
+from aegis.fleet.progress import Counts, Failure, Progress
 from aegis.registry.model import STATUSES, Service
 
 if TYPE_CHECKING:
@@ -77,8 +77,9 @@ def test_an_instance_fails_with_any_of_its_members() -> None:
     assert progress.counts == Counts(wanted=2, healthy=1, failed=1)
     assert progress.counts.settled
     assert not progress.counts.lost
-    assert progress.failures() == ["m-0.rank1 on n: boom", "    | a", "    | b"]
-    told(progress, service("stopped", "m-1"))
+    [failure] = progress.failed
+    assert failure == Failure(("m-0.rank1 on n",), "boom", ("a", "b"))
+    told(progress, service("failed", "m-1", reason="boom"))
     assert progress.counts.lost
 
 

@@ -197,7 +197,9 @@ class Lab:
         file.write_text(yaml.safe_dump({**defaults, **keys}))
         return file
 
-    def aegis(self, *args: object, timeout: float = 60.0, code: int | None = 0, cwd: Path | None = None) -> Answer:
+    def aegis(
+        self, *args: object, timeout: float = 60.0, code: int | None = 0, cwd: Path | None = None
+    ) -> Answer:
         """Run a command to its end."""
         done = subprocess.run(
             [sys.executable, "-m", "aegis", *map(str, args)],
@@ -210,7 +212,9 @@ class Lab:
             check=False,
         )
         assert "Traceback" not in done.stderr, done.stderr
-        assert code is None or done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert code is None or done.returncode == code, (
+            f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         return Answer(done.returncode, done.stdout, done.stderr)
 
     def submit(self, *args: object, code: int = 0, timeout: float = 60.0, **keys: Any) -> Job:

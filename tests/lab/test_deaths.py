@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import chat, wait_until
+from .conftest import chat, free_port, wait_until
 
 if TYPE_CHECKING:
     from .conftest import Job, Lab, Process
@@ -17,8 +17,12 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(90)]
 FIRST, SECOND = "rehearsal-1B-0", "rehearsal-1B-1"
 
 
-def both_healthy(job: Job) -> bool:
-    return set(job.states().values()) == {"healthy"} and len(job.endpoints) == 2
+def both_healthy(job: Job, *others: Process) -> bool:
+    """Tell whether both are healthy, served by other processes than these."""
+    services = list(job.services.values())
+    pids = {each["metadata"]["pid"] for each in services}
+    states = {each["status"] for each in services}
+    return states == {"healthy"} and not pids & {each.pid for each in others} and len(job.endpoints) == 2
 
 
 def guard_of(job: Job) -> Process:
@@ -70,14 +74,17 @@ def test_a_killed_foreground_launch_leaves_no_orphan(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("which", ["worker", "guard"])
-def test_a_killed_agent_is_started_again(lab: Lab, which: str) -> None:
-    job = lab.submit(instances=2)
+@pytest.mark.parametrize("port", [None, "pinned"])
+def test_a_killed_agent_is_started_again(lab: Lab, which: str, port: str | None) -> None:
+    job = lab.submit(instances=2, **({"port_start": free_port()} if port else {}))
+    endpoints = job.endpoints
     engines = [job.engine(FIRST), job.engine(SECOND)]
     (agent := guard_of(job) if which == "guard" else job.find("agent.py", "--worker")[0]).kill()
     wait_until(lambda: not any(each.is_alive for each in engines), "its engines end with it", 10)
     wait_until(lambda: "started again" in job.log)
-    wait_until(lambda: both_healthy(job) and job.engine(FIRST).pid != engines[0].pid, "all healthy again")
+    wait_until(lambda: both_healthy(job, *engines), "all healthy again")
     assert not agent.is_alive
+    assert job.endpoints == endpoints
     assert len(job.find("agent.py")) == 2  # guard and worker
     assert chat(job.endpoints[0], "rehearsal-1B")["choices"]
 
@@ -104,5 +111,5 @@ def test_everything_killed_but_the_head_comes_back(lab: Lab) -> None:
     for each in [*job.find("registry", "serve"), *job.find("agent.py"), *engines]:
         if each.is_alive:
             each.kill()
-    wait_until(lambda: both_healthy(job) and job.engine(FIRST).pid != engines[0].pid, "all healthy again")
+    wait_until(lambda: both_healthy(job, *engines), "all healthy again")
     assert chat(job.endpoints[1], "rehearsal-1B")["choices"]

@@ -94,7 +94,9 @@ def test_logs(lab: Lab, job: Job) -> None:
     assert "2 of 2 healthy" in lab.aegis("logs", job.handle).out
     engine = lab.aegis("logs", job.id, "--instance", FIRST).out
     assert "start 1 on port" in engine
-    assert lab.aegis("logs", job.id, "--instance", FIRST, "-n", "1").out == engine.splitlines(keepends=True)[-1]
+    assert (
+        lab.aegis("logs", job.id, "--instance", FIRST, "-n", "1").out == engine.splitlines(keepends=True)[-1]
+    )
     unknown = lab.aegis("logs", job.id, "--instance", "rehearsal-1B-7", code=4)
     assert "did you mean `rehearsal-1B-1`" in unknown.err
 
@@ -154,7 +156,7 @@ def test_dry_run_makes_nothing_and_shows_what_submit_runs(lab: Lab) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 6)])
 def test_launch_ends_whole_on_a_signal(lab: Lab, number: int, code: int) -> None:
     launch = lab.start("launch", "--config", lab.deployment(instances=2))
-    endpoints = wait_until(lambda: lab.output(launch).out.split())
+    endpoints = wait_until(lambda: lab.output(launch).out).split()
     assert endpoints == (lab.work / "aegis_endpoints.txt").read_text().split()
     assert chat(endpoints[1], "rehearsal-1B")["choices"]
     launch.send_signal(number)

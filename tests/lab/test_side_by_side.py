@@ -52,7 +52,9 @@ def test_two_deployments_with_default_ports(lab: Lab) -> None:
 
 def test_two_deployments_started_in_the_same_moment(lab: Lab) -> None:
     config = lab.deployment(instances=2)
-    submits = [lab.start("submit", "--wait", "--config", config, "--endpoints-file", f"{n}.txt") for n in range(2)]
+    submits = [
+        lab.start("submit", "--wait", "--config", config, "--endpoints-file", f"{n}.txt") for n in range(2)
+    ]
     for submit in submits:
         assert submit.wait(60) == 0, lab.output(submit).err
         lab.job(lab.output(submit).err.partition("submitted ")[2].split()[0])
@@ -64,7 +66,9 @@ def test_one_endpoints_file_for_two_jobs_is_refused(lab: Lab) -> None:
     endpoints = job.endpoints
     for command in ("launch", "submit"):
         said = lab.aegis(command, "--config", lab.deployment(), code=2)
-        assert said.err.splitlines()[-2].startswith(f"error: {job.endpoints_file} is the endpoints file of {job.handle}")
+        assert said.err.splitlines()[-2].startswith(
+            f"error: {job.endpoints_file} is the endpoints file of {job.handle}"
+        )
     assert job.endpoints == endpoints
     assert len(json.loads(lab.aegis("status", "--json").out)) == 1
 

@@ -18,7 +18,9 @@ def check(text: str, types: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return values, [str(problem) for problem in problems]
 
 
-@pytest.mark.parametrize("text", ["0123", "1e5", "0o17", "1.10", "true", "no", "01:00:00", "-1", ".inf", "0x1F"])
+@pytest.mark.parametrize(
+    "text", ["0123", "1e5", "0o17", "1.10", "true", "no", "01:00:00", "-1", ".inf", "0x1F"]
+)
 def test_a_text_keeps_what_the_file_says(text: str) -> None:
     assert check(f"account: {text}", TOP) == ({"account": text}, [])
     assert check(f"env: {{A: {text}}}", MODEL) == ({"env": {"A": text}}, [])
@@ -36,7 +38,10 @@ def test_a_text_keeps_what_the_file_says(text: str) -> None:
         ("instances: '2'", "`instances` should be a whole number, not `2` (remove the quotes)"),
         ("instances: 1.0", "`instances` should be a whole number, not `1.0`"),
         ("instances: true", "`instances` should be a whole number, not `true`"),
-        ("download_weights: 'true'", "`download_weights` should be true or false, not `true` (remove the quotes)"),
+        (
+            "download_weights: 'true'",
+            "`download_weights` should be true or false, not `true` (remove the quotes)",
+        ),
         ("engine: vlm", "`engine` cannot be `vlm` (did you mean `vllm`?)"),
         ("engine: tgi", "`engine` cannot be `tgi` (one of sglang, sim, vllm)"),
         ("engine: [vllm]", "`engine` should be text, not a list (did you mean `vllm`?)"),

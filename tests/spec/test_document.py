@@ -24,7 +24,10 @@ def refused(text: str) -> Problem:
     ("text", "value"),
     [
         *[(word, word) for word in ("01:00:00", "12:00:00", "190:20:30", "no", "yes", "on", "off", "y", "N")],
-        *[(word, word) for word in ("1_000", "0b11", "2024-01-01", "=", "1e", ".", "+", "0x", "0o8", "1.2.3")],
+        *[
+            (word, word)
+            for word in ("1_000", "0b11", "2024-01-01", "=", "1e", ".", "+", "0x", "0o8", "1.2.3")
+        ],
         *[("true", True), ("True", True), ("FALSE", False)],
         *[("", None), ("~", None), ("null", None), ("NULL", None)],
         *[("12", 12), ("-12", -12), ("+12", 12), ("0o17", 15), ("0x1F", 31), ("0123", 123)],

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import msgspec
 import pytest
 import yaml
@@ -25,7 +25,21 @@ SITE = Site((BUILT_IN,), "laptop", lambda _: False)
 HOSTILE = [
     *("no", "yes", "null", "~", "true", "1e5", "0123", "0o17", "0x1F", "1_000", "01:00:00", "12:00:00"),
     *(".inf", "-", "- a", "=", "<<", "#", "a # b", "a: b", "a:", "$(touch x)", "`x`", ";", "'", '"', "''"),
-    *(" lead", "trail ", "a\nb", "\n", "\t", "\r\n", "a\u2028b", "\x85", "\ufeff", "\x1b[31m", "é", "🎉", "日本"),
+    *(
+        " lead",
+        "trail ",
+        "a\nb",
+        "\n",
+        "\t",
+        "\r\n",
+        "a\u2028b",
+        "\x85",
+        "\ufeff",
+        "\x1b[31m",
+        "é",
+        "🎉",
+        "日本",
+    ),
     *("|", ">", "&a", "*a", "!a", "%a", "@a", "{a: b}", "[a]", "{", "]", ",", "? a", "---", "...", "x" * 200),
     *("\\", "\\n", "2024-01-01", "AEGIS_DEPLOYMENT", "EOF"),
 ]
@@ -84,11 +98,13 @@ def test_hostile_text_comes_back(hostile: str, brief: bool) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(deployments, st.booleans(), st.none() | text)
-@example(Deployment(models=(ModelEntry(model="a\nb"),), platform="local", scheduler="local"), False, "x\ny: z:1")
+@example(
+    Deployment(models=(ModelEntry(model="a\nb"),), platform="local", scheduler="local"), False, "x\ny: z:1"
+)
 def test_any_deployment_comes_back(deployment: Deployment, brief: bool, origin: str | None) -> None:
     origins = None
     if origin is not None:
-        origins = {name: origin for name in ("name", "account", "models[0].model", "models[0].env")}
+        origins = dict.fromkeys(("name", "account", "models[0].model", "models[0].env"), origin)
     assert read(dump_deployment(deployment, origins, brief=brief)) == deployment
 
 

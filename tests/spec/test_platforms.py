@@ -44,7 +44,9 @@ def test_a_profile_is_replaced(own: Path) -> None:
 
 
 def test_a_profile_extends_another(own: Path) -> None:
-    write(own, mine="extends: aurora\nnode: {devices: 6}\nenv: {NEW: x}\nqueues: [{name: q}]\nhostnames: [h]\n")
+    write(
+        own, mine="extends: aurora\nnode: {devices: 6}\nenv: {NEW: x}\nqueues: [{name: q}]\nhostnames: [h]\n"
+    )
     mine, aurora = load_platform("mine", site(own)), load_platform("aurora", site(own))
     assert mine.name == "mine"
     assert mine.hostnames == ("h",)  # lists are replaced
@@ -71,12 +73,20 @@ def test_a_chain_is_followed(own: Path) -> None:
 @pytest.mark.parametrize(
     ("profiles", "expected"),
     [
-        ({"a": "extends: b\n", "b": "scheduler: pbs\nextends: a\n"}, ["b.yaml:2: `extends` goes in a circle"]),
+        (
+            {"a": "extends: b\n", "b": "scheduler: pbs\nextends: a\n"},
+            ["b.yaml:2: `extends` goes in a circle"],
+        ),
         ({"a": "extends: a\n"}, ["a.yaml:1: `extends` goes in a circle"]),
-        ({"a": "extends: polari\n"}, ["a.yaml:1: `extends` names an unknown platform `polari` (did you mean `polaris`?)"]),
+        (
+            {"a": "extends: polari\n"},
+            ["a.yaml:1: `extends` names an unknown platform `polari` (did you mean `polaris`?)"],
+        ),
         ({"a": "name: b\n"}, ["a.yaml:1: the profile is found as `a`, but `name` is `b` (leave `name` out)"]),
         (
-            {"a": "schedulr: pbs\nlauncher: mpi\nnode:\n  devices: 0\n  divices: 1\nqueues:\n  - max_nodes: x\n  - {}\n"},
+            {
+                "a": "schedulr: pbs\nlauncher: mpi\nnode:\n  devices: 0\n  divices: 1\nqueues:\n  - max_nodes: x\n  - {}\n"
+            },
             [
                 "a.yaml:1: unknown key `schedulr` (did you mean `scheduler`?)",
                 "a.yaml:2: `launcher` cannot be `mpi` (did you mean `mpiexec`?)",
@@ -98,13 +108,17 @@ def test_a_chain_is_followed(own: Path) -> None:
         ),
     ],
 )
-def test_problems_of_a_profile_have_their_line(own: Path, profiles: dict[str, str], expected: list[str]) -> None:
+def test_problems_of_a_profile_have_their_line(
+    own: Path, profiles: dict[str, str], expected: list[str]
+) -> None:
     write(own, **profiles)
     assert problems(own, "a") == expected
 
 
 def test_an_unknown_name_is_told_where_it_was_given(own: Path) -> None:
-    assert problems(own, "auora", "f.yaml:3") == ["f.yaml:3: unknown platform `auora` (did you mean `aurora`?)"]
+    assert problems(own, "auora", "f.yaml:3") == [
+        "f.yaml:3: unknown platform `auora` (did you mean `aurora`?)"
+    ]
     (problem,) = problems(own, "zzz")
     assert problem.startswith("--platform: unknown platform `zzz` (one of aurora, frontier, generic-pbs,")
 

@@ -55,9 +55,7 @@ def problems(text: str, *, environ: dict[str, str] | None = None, **flags: Any) 
     return [str(problem) for problem in error.value.problems]
 
 
-@pytest.mark.parametrize(
-    ("name", "models"), [("single", [LLAMA_70B]), ("several", [LLAMA_70B, LLAMA_8B])]
-)
+@pytest.mark.parametrize(("name", "models"), [("single", [LLAMA_70B]), ("several", [LLAMA_70B, LLAMA_8B])])
 def test_the_two_files_of_the_design_load_verbatim(name: str, models: list[dict[str, Any]]) -> None:
     deployment = resolve(DEPLOYMENTS / f"{name}.yaml", {}, {}, SITE).deployment
     assert {key: getattr(deployment, key) for key in TOP} == TOP
@@ -106,7 +104,9 @@ def test_what_was_detected_says_so(here: Path) -> None:
 
 
 def test_top_level_model_keys_are_defaults_of_every_entry(here: Path) -> None:
-    text = "engine: sim\nenv: {A: 1, B: 2}\nmodels:\n  - model: m\n  - {model: n, engine: vllm, env: {B: 3}}\n"
+    text = (
+        "engine: sim\nenv: {A: 1, B: 2}\nmodels:\n  - model: m\n  - {model: n, engine: vllm, env: {B: 3}}\n"
+    )
     first, second = resolved(text).deployment.models
     assert (first.engine, first.env) == ("sim", {"A": "1", "B": "2"})
     assert (second.engine, second.env) == ("vllm", {"A": "1", "B": "3"})
@@ -164,11 +164,23 @@ def test_a_flag_that_mends_the_file_still_hears_of_the_mistake(here: Path) -> No
             "--model: the file lists 2 models, so it is not clear which one to replace (give a file with one model, or none)",
         ),
         ("account: x", {}, "f.yaml:1: no model is given (set `model:` in the file or pass --model)"),
-        ("model: m\nport_start: 8471\nregistry_port: 8471", {}, "f.yaml:3: `registry_port` and `port_start` are the same port"),
+        (
+            "model: m\nport_start: 8471\nregistry_port: 8471",
+            {},
+            "f.yaml:3: `registry_port` and `port_start` are the same port",
+        ),
         ("model: m", {"queue": "caf\udce9"}, "--queue: `queue` is not UTF-8 text"),
-        ("model: m", {"extra_vllm_args": ("a", "\udcff")}, "--extra-vllm-args: `extra_vllm_args` is not UTF-8 text"),
+        (
+            "model: m",
+            {"extra_vllm_args": ("a", "\udcff")},
+            "--extra-vllm-args: `extra_vllm_args` is not UTF-8 text",
+        ),
         ("model: m", {"env": {"A": "\udcff"}}, "--env: `env` is not UTF-8 text"),
-        ("model: m", {"log_dir": "~nobody-here/x"}, "--log-dir: `~nobody-here/x`: there is no such home directory"),
+        (
+            "model: m",
+            {"log_dir": "~nobody-here/x"},
+            "--log-dir: `~nobody-here/x`: there is no such home directory",
+        ),
         ("model: m", {"platform": "auora"}, "--platform: unknown platform `auora` (did you mean `aurora`?)"),
     ],
 )

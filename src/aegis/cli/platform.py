@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from aegis.cli.render import print_json, table
+from aegis.errors import DeploymentError, Problem
 from aegis.spec.platforms import Site, load_platform, profile_files
+
+if TYPE_CHECKING:
+    from aegis.spec.platform import Platform
 
 
 @click.group()
@@ -26,7 +30,19 @@ def command() -> None:
 def list_platforms(as_json: bool) -> None:
     """List the profiles that `platform:` may name."""
     site = Site.here(os.environ)
-    platforms = [load_platform(name, site) for name in sorted(profile_files(site))]
+    platforms: list[Platform] = []
+    problems: list[Problem] = []
+    for name in sorted(profile_files(site)):
+        try:
+            platforms.append(load_platform(name, site))
+        except DeploymentError as error:  # one bad profile does not hide the others
+            problems += error.problems
+    _print(platforms, as_json=as_json)
+    if problems:
+        raise DeploymentError(problems)
+
+
+def _print(platforms: list[Platform], *, as_json: bool) -> None:
     if as_json:
         print_json([msgspec.to_builtins(platform) for platform in platforms])
         return

@@ -37,10 +37,22 @@ token_option = click.option(
 def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the flags that say which registry to ask and how to answer."""
     options = [
-        click.option("--registry-url", metavar="URL", help="http://HOST:PORT; wins over host and port."),
-        click.option("--registry-host", default="localhost", show_default=True, metavar="HOST"),
+        click.option(
+            "--registry-url",
+            envvar="AEGIS_REGISTRY_URL",
+            metavar="URL",
+            help="http://HOST:PORT; wins over host and port.",
+        ),
+        click.option(
+            "--registry-host",
+            envvar="AEGIS_REGISTRY_HOST",
+            default="localhost",
+            show_default=True,
+            metavar="HOST",
+        ),
         click.option(
             "--registry-port",
+            envvar="AEGIS_REGISTRY_PORT",
             default=REGISTRY_PORT,
             show_default=True,
             metavar="PORT",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 GAP = "  "
+REASON_WIDTH = 90
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -23,6 +24,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def shortened(text: str, width: int = REASON_WIDTH) -> str:
+    """Return the first line of a text, cut where a table would become too wide."""
+    line = text.partition("\n")[0]
+    return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def printable(text: str) -> str:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aegis.cli.render import age, table
+from aegis.cli.render import age, shortened, table
 
 if TYPE_CHECKING:
     from aegis.fleet.status import JobView
 
+ENDED = ("FAILED", "SHUTDOWN")
 RECENT_SECONDS = 86400.0  # ended jobs older than this are shown with --all only
 
 
@@ -33,11 +34,7 @@ def command(handle: str | None, show_all: bool, as_json: bool) -> None:
 
         found = views(runs)
     if not handle and not show_all:
-        found = [
-            each
-            for each in found
-            if each.model_status not in {"FAILED", "SHUTDOWN"} or each.age < RECENT_SECONDS
-        ]
+        found = [each for each in found if each.model_status not in ENDED or each.age < RECENT_SECONDS]
     if as_json:
         _print_json(found, single=bool(handle))
     elif handle:
@@ -54,10 +51,10 @@ def _overview(found: list[JobView]) -> str:
             each.job_id,
             each.model_name,
             each.model_status,
-            f"{each.healthy}/{each.instances}" if each.instances else "-",
+            f"{each.healthy}/{each.instances}" if each.instances and each.model_status not in ENDED else "-",
             age(each.age),
             age(each.time_left) if each.time_left is not None else "-",
-            each.base_url or each.reason.partition("\n")[0] or "-",
+            each.base_url or shortened(each.reason) or "-",
         )
         for each in found
     ]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 
 from aegis.cli.options import DeploymentCommand, deployment_options, resolve_options
 from aegis.cli.render import print_json
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @click.command(cls=DeploymentCommand)
@@ -36,8 +34,11 @@ def command(
 
     With --wait, return when every server is healthy or given up, and print the endpoints; exit 1 if the job ends first.
     """
+    from aegis.fleet.launch import refuse_shared_endpoints  # noqa: PLC0415 - start-up time
     from aegis.fleet.submit import job_request, scheduler_for, wait_until_ready  # noqa: PLC0415 - start-up time
 
+    if wait_timeout is not None and not options["wait"]:
+        raise click.UsageError("--wait-timeout needs --wait")
     resolved = resolve_options(config, options, no_environment=no_environment)
     scheduler = scheduler_for(resolved.deployment.scheduler, os.environ)
     request = job_request(resolved)
@@ -45,6 +46,7 @@ def command(
     if dry_run:
         click.echo(script, nl=False)
         return
+    refuse_shared_endpoints(Path(request.endpoints_file), os.environ)
     secrets = {"HF_TOKEN": resolved.hf_token.reveal()} if resolved.hf_token else {}
     handle = scheduler.submit(request, script, secrets)
     endpoints: list[str] = []

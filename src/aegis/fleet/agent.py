@@ -39,6 +39,7 @@ PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 PORT_MARK = "{aegis:port}"  # in a command or environment: the API port, known only when it is reserved
 INTERNAL_PORT_MARK = "{aegis:internal_port}"
 MARK = "AEGIS_START"  # environment variable by which every process of one start is found
+KILLED = 128
 OK = 200
 SERVER_ERROR = 500
 LAST_PORT = 65535
@@ -162,7 +163,7 @@ class Vitals:
             return f"wedged: /health answers, a one-token request does not{detail}"
         stuck = now - self._moved
         if probe.running and stuck >= self.policy.wedge_timeout:
-            return f"wedged: {probe.running:.0f} requests running and no token for {stuck:.0f} s"
+            return f"wedged: {probe.running:.0f} requests running and no token for over {self.policy.wedge_timeout:.0f} s"
         return ""
 
     def canary_due(self, now: float, running: float | None) -> bool:
@@ -287,7 +288,7 @@ def port_owner(port: int) -> str:
                     if os.readlink(f"/proc/{entry}/fd/{fd}") in inodes:
                         with open(f"/proc/{entry}/cmdline", "rb") as file:
                             command = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
-                        return f" by pid {entry} ({command[:80]})"
+                        return f" by pid {entry} ({command[:200]})"
             except OSError:
                 continue
     return ""
@@ -676,15 +677,16 @@ class Instance(threading.Thread):
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
             text = answer.read().decode(errors="replace")
-            if time.monotonic() < deadline:  # else it was cut off, which may look like its end
-                return answer.status, text
-            return 0, f"no answer from {path} in {timeout:.0f} s"
         except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, ConnectionRefusedError):
                 return 0, f"nothing listens on port {self.port} yet"
             if time.monotonic() >= deadline - 0.05:
                 return 0, f"no answer from {path} in {timeout:.0f} s"
             return 0, f"{path}: {error or type(error).__name__}"
+        else:
+            if time.monotonic() < deadline:  # else it was cut off, which may look like its end
+                return answer.status, text
+            return 0, f"no answer from {path} in {timeout:.0f} s"
         finally:
             watchdog.cancel()
             self._asking = None
@@ -852,7 +854,9 @@ class Guard:
             except ChildProcessError:
                 break
             time.sleep(0.01)
-        return code if code >= 0 else 1
+        return (
+            code if code >= 0 else KILLED - code
+        )  # as a shell tells it, apart from 1: all instances given up
 
 
 # ------------------------------------------------------------------------------------------- command line

@@ -88,6 +88,33 @@ def _sized(node: Node, models: Sequence[ModelEntry], nodes: int) -> Node:
     return sized
 
 
+def refuse_shared_endpoints(file: Path, environ: Mapping[str, str]) -> None:
+    """Refuse a file that another live job keeps: two writers would take turns in it.
+
+    Raises:
+        ConfigError: a job keeps it, or there is no such folder.
+    """
+    if not file.parent.is_dir():
+        raise ConfigError(
+            f"the folder of the endpoints file is not there: {file.parent}",
+            hint="make it, or choose another with --endpoints-file",
+        )
+    path = os.path.realpath(file)
+    for run in known_runs(environ):
+        try:
+            other = run.read_manifest()
+        except NotFoundError:
+            continue
+        live = (
+            other.state not in ENDED and is_alive(other.pid, other.pid_started) and other.pid != os.getpid()
+        )
+        if live and other.endpoints_file and os.path.realpath(other.endpoints_file) == path:
+            raise ConfigError(
+                f"{file} is the endpoints file of {other.job}, which is running",
+                hint="choose another with --endpoints-file, or `aegis shutdown` that job",
+            )
+
+
 class Launch:
     """One launch, from allocation to the last process."""
 
@@ -115,7 +142,7 @@ class Launch:
         Raises:
             AegisError: it could not start, nothing is left, or it was interrupted.
         """
-        self._refuse_shared_endpoints()
+        refuse_shared_endpoints(self.endpoints.path, self.environ)
         download(self.deployment, self.environ, self.token.reveal() if self.token else None, self.say)
         weights = tuple(
             find_weights(entry, skip_staging=self.deployment.skip_staging) for entry in self.deployment.models
@@ -148,30 +175,6 @@ class Launch:
             self._end(Stop(error.message, error))
 
     # -- before
-
-    def _refuse_shared_endpoints(self) -> None:
-        """Refuse a file that another live job keeps: two writers would take turns in it."""
-        path = str(self.endpoints.path)
-        if not self.endpoints.path.parent.is_dir():
-            raise ConfigError(
-                f"the folder of the endpoints file is not there: {self.endpoints.path.parent}",
-                hint="make it, or choose another with --endpoints-file",
-            )
-        for run in known_runs(self.environ):
-            try:
-                other = run.read_manifest()
-            except NotFoundError:
-                continue
-            live = (
-                other.state not in ENDED
-                and is_alive(other.pid, other.pid_started)
-                and other.pid != os.getpid()
-            )
-            if live and other.endpoints_file == path:
-                raise ConfigError(
-                    f"{path} is the endpoints file of {other.job}, which is running",
-                    hint="choose another with --endpoints-file, or `aegis shutdown` that job",
-                )
 
     def _open(self) -> tuple[RunDir, Manifest]:
         """Return the run directory that the scheduler made for this job, or a new one."""
@@ -276,7 +279,7 @@ class Launch:
             self._refresh()
             counts = self.progress.counts
             self._check(counts)
-            if counts.settled and not ready:
+            if counts.settled and counts.healthy and not ready:
                 ready = True
                 self._ready(counts, on_ready)
 
@@ -301,7 +304,9 @@ class Launch:
         if self._wish:
             raise self._wish
         elapsed = time.monotonic() - self.started
-        if counts.lost or not self.agents.running:
+        # `stopped` may be the last word of an agent that was killed, and is started again
+        given_up = counts.lost and all(each.status == "failed" for each in self.progress.heads.values())
+        if given_up or not self.agents.running:
             raise self._lost(counts)
         if self.walltime and self.platform.launcher == "local" and elapsed > self.walltime:
             raise Stop(f"ended at its walltime of {format_walltime(self.walltime)}")

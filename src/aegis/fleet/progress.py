@@ -9,11 +9,10 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from aegis.registry.model import Service, Status
+    from aegis.registry.model import Service
 
 TAIL_LINES = 12
 NAMES_SHOWN = 5
-GONE: tuple[Status, ...] = ("failed", "stopped")
 
 
 class Counts(Struct, frozen=True):
@@ -78,7 +77,9 @@ class Progress:
     def counts(self) -> Counts:
         """How the fleet stands; an instance has failed when any of its members has."""
         failed = {
-            service.metadata.get("instance") for service in self.services.values() if service.status in GONE
+            service.metadata.get("instance")
+            for service in self.services.values()
+            if service.status == "failed"
         } & self.wanted
         healthy = [
             name for name, service in self.heads.items() if service.status == "healthy" and name not in failed

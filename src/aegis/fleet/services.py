@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from aegis.errors import RegistryUnreachable, SiteError
 from aegis.fleet.agent import SHIM
+from aegis.processes import is_running
 from aegis.registry.client import RegistryClient
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ class Each:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.restarts: dict[str, int] = {}
         self.given_up: set[str] = set()
+        self.waiting: set[str] = set()  # to be started again
 
     def start(self) -> None:
         """Start one on every node."""
@@ -168,6 +170,10 @@ class Each:
             code = process.poll()
             if code in (None, 0, 1) or host.name in self.given_up:
                 continue
+            if self._lingers(host):
+                self.waiting.add(host.name)
+                continue
+            self.waiting.discard(host.name)
             tries = self.restarts.get(host.name, 0)
             if tries >= AGENT_RESTARTS:
                 self.given_up.add(host.name)
@@ -180,12 +186,16 @@ class Each:
 
     @property
     def running(self) -> bool:
-        """Whether any agent runs."""
-        return any(process.poll() is None for process in self.processes.values())
+        """Whether any agent runs, or is about to."""
+        return bool(self.waiting) or any(process.poll() is None for process in self.processes.values())
 
     def stop(self) -> None:
         """Ask all to end at once, wait, kill what is left."""
         stop_all(list(self.processes.values()))
+
+    def _lingers(self, host: Host) -> bool:
+        """Tell whether what the agent left is still ending its servers: their ports and devices are not free yet."""
+        return not self.remote and is_running(agent_command(self.run, self.python, host.name)[2:])
 
     def _start(self, host: Host) -> None:
         command = agent_command(self.run, self.python, host.name)

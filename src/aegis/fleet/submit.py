@@ -131,6 +131,10 @@ def _pass_on(log: Path, told: int, say: Callable[[str], None]) -> int:
         return told
     whole = text[: text.rfind(b"\n") + 1]
     for line in whole.decode(errors="replace").splitlines():
+        if line.startswith(
+            "error: "
+        ):  # the last words of a job; who waits for it says them again, with the job's name
+            break
         say(line)
     return told + len(whole)
 

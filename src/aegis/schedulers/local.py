@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # 32 letters, none that looks like another
 ID_LENGTH = 6
+GRACE_SECONDS = 5
 JOB_VARIABLE = "AEGIS_JOB"
 RUN_DIR_VARIABLE = "AEGIS_RUN_DIR"
 
@@ -84,7 +85,7 @@ class Local:
             register(handle, run, self.environ)
         except OSError as error:
             if process:
-                os.killpg(process.pid, signal.SIGTERM)  # nobody would find it
+                _end(process)  # nobody would find it
             run.remove()
             raise AegisError(
                 f"the job cannot be started: {error.filename or run.path}: {error.strerror}",
@@ -152,6 +153,16 @@ def _last_words(log: Path) -> str:
         return ""
     errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     return "\n".join(lines[errors[-1] :]).removeprefix("error: ") if errors else ""
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a job that was just started."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _note_process(run: RunDir, manifest: Manifest) -> None:
