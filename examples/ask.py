@@ -17,7 +17,9 @@ def ask(endpoint: str, question: str) -> str:
         "temperature": 0,
     }
     request = urllib.request.Request(
-        f"http://{endpoint}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        f"http://{endpoint}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=600) as answer:
         text: str = json.load(answer)["choices"][0]["message"]["content"]

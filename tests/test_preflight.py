@@ -86,3 +86,10 @@ def test_arguments_that_no_shell_has_split_are_found() -> None:
     assert problems(entry("--max-model-len 32768", "--a=b c", "two words", '--json={"a": 1}')) == [
         "f.yaml:3: `--max-model-len 32768` is a single argument (write the value as a list item of its own)"
     ]
+
+
+def test_a_name_that_looks_like_a_flag_is_refused() -> None:
+    entry = ModelEntry(model="--version", served_model_name="-x")
+    problems = check_entry(entry, {"model": "a.yaml:1", "served_model_name": "a.yaml:2"})
+    assert [problem.where for problem in problems] == ["a.yaml:1", "a.yaml:2"]
+    assert "`--version` looks like a flag" in str(problems[0])

@@ -24,7 +24,16 @@ SECRET_FLAGS = {
 
 def check_entry(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:
     """Return what cannot work or would show a secret; `origins` says where each field came from."""
-    return [*_reserved(entry, origins), *_secrets(entry, origins)]
+    return [*_names(entry, origins), *_reserved(entry, origins), *_secrets(entry, origins)]
+
+
+def _names(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:
+    """Names that an engine's command line would take for flags."""
+    return [
+        Problem(origins.get(key, entry.model), f"`{value}` looks like a flag", "a name cannot start with `-`")
+        for key in ("model", "served_model_name")
+        if (value := getattr(entry, key)) and value.startswith("-")
+    ]
 
 
 def _reserved(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:

@@ -2,7 +2,7 @@
 
 <log_dir>/<family>/<model>.<job id>/
 <model>.<job id>.sh .json .out .err    script, manifest, output
-fleet.jsonl, agent.py                  what each node is told, and by whom
+fleet.jsonl, agent.pyz                 what each node is told, and by whom
 instances/<instance>.log               everything an engine said
 nodes/<node>.log                       everything an agent said
 registry.journal, secrets (0600)
@@ -68,7 +68,7 @@ class RunDir:
         self.out = path / f"{stem}.out"
         self.err = path / f"{stem}.err"
         self.fleet = path / "fleet.jsonl"
-        self.agent = path / "agent.py"
+        self.agent = path / "agent.pyz"
         self.journal = path / "registry.journal"
         self.secrets = path / "secrets"
         self.token = path / "registry.token"

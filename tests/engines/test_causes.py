@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from aegis.engines import engine
 from aegis.engines.base import COMMON_CAUSES
-from aegis.fleet.agent import TAIL_LINES, TAIL_WIDTH, diagnose
+from aegis.fleet.agent.diagnosis import diagnose
+from aegis.fleet.agent.output import TAIL_LINES, TAIL_WIDTH
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "vllm"
 

@@ -44,7 +44,7 @@ def test_a_file_for_vllm_is_rehearsed_with_its_arguments() -> None:
     )
     assert commands(entry) == [
         [
-            *("/v/bin/python3", "-m", "aegis", "sim", "org/m $(x)"),
+            *("/v/bin/python3", "-P", "-m", "aegis", "sim", "org/m $(x)"),
             *("--served-model-name", "org/m $(x)", "--host", "0.0.0.0", "--port", PORT),
             *("--tensor-parallel-size", "2", "--max-model-len", "10", "--ttft", "0"),
         ]

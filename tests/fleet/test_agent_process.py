@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aegis.fleet import agent
+from aegis.fleet.agent.engine import INTERNAL_PORT_MARK, PORT_MARK
+from aegis.fleet.agent.processes import children_of
+from aegis.fleet.archive import agent_archive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -219,6 +221,8 @@ class Node:
         self.err = folder / "agent.err"
         self.python = sys.executable
         (folder / "engine.py").write_text(ENGINE)
+        self.agent = folder / "agent.pyz"
+        self.agent.write_bytes(agent_archive())
 
     def instance(self, name: str = "m-0", **changes: Any) -> Path:
         """Add an instance; return the folder through which its engine is told what to do."""
@@ -234,7 +238,7 @@ class Node:
                 "-I",
                 "-S",
                 str(self.folder / "engine.py"),
-                agent.PORT_MARK,
+                PORT_MARK,
                 str(orders),
             ],
             "env": {},
@@ -278,7 +282,7 @@ class Node:
         compact = (",", ":")
         other = json.dumps({**order, "node": "n2", "instances": []}, separators=compact)
         fleet.write_text(f"{other}\n{json.dumps(order, separators=compact)}\n")
-        return [self.python, str(agent.__file__), str(fleet), "--node", "n", *arguments]
+        return [self.python, "-I", str(self.agent), str(fleet), "--node", "n", *arguments]
 
     def start(self, *arguments: str) -> Node:
         arguments = arguments or ("--parent", str(os.getpid()))
@@ -295,7 +299,7 @@ class Node:
 
     @property
     def worker(self) -> int:
-        found: list[int] = wait_until(lambda: agent.children_of(self.guard), "no worker")
+        found: list[int] = wait_until(lambda: children_of(self.guard), "no worker")
         return found[0]
 
     def starts(self, name: str = "m-0") -> list[dict[str, Any]]:
@@ -406,7 +410,7 @@ def test_hostile_names_arrive_exactly(node: Node, registry: Registry) -> None:
     ]
     node.instance(env={f"H{at}": text for at, text in enumerate(hostile)}, unset=["GONE"])
     node.instances[0]["argv"] += hostile
-    node.instances[0]["env"]["PORTS"] = f"{agent.PORT_MARK}-{agent.INTERNAL_PORT_MARK}"
+    node.instances[0]["env"]["PORTS"] = f"{PORT_MARK}-{INTERNAL_PORT_MARK}"
     node.instances[0]["health"]["canary"]["model"] = "".join(hostile)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GONE", "1")
@@ -495,7 +499,7 @@ def test_children_in_other_sessions_end_with_their_engine(node: Node, registry: 
     (orders / "child").write_text("yes")
     node.start()
     engine = registry.wait("healthy")["metadata"]["pid"]
-    child = wait_until(lambda: agent.children_of(engine))[0]
+    child = wait_until(lambda: children_of(engine))[0]
     assert os.getsid(child) == child
     os.kill(engine, signal.SIGKILL)
     registry.wait("healthy", restarts=1)

@@ -13,8 +13,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aegis.fleet import agent
-from aegis.fleet.agent import Output, Wake, port_owner, read_order, read_secrets, reserve_port, wait_for_end
+from aegis.fleet.agent.engine import granted
+from aegis.fleet.agent.main import read_order, read_secrets
+from aegis.fleet.agent.output import TAIL_LINES, TAIL_WIDTH, Output
+from aegis.fleet.agent.ports import port_owner, reserve_port
+from aegis.fleet.agent.processes import (
+    MARK,
+    SHIM,
+    Wake,
+    children_of,
+    processes_marked,
+    signal_quietly,
+    wait_for_end,
+)
+from aegis.fleet.archive import agent_archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +35,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["sleep", "60"], env={**os.environ, agent.MARK: "m.1.1"}) as process:
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, MARK: "m.1.1"}) as process:
         yield process
         process.kill()
 
@@ -117,35 +129,35 @@ def test_waiting_works_on_old_kernels(
 
 def test_processes_are_found_by_their_whole_mark(sleeper: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 10.0
-    while sleeper.pid not in agent.processes_marked("m.1.1") and time.monotonic() < deadline:
+    while sleeper.pid not in processes_marked("m.1.1") and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert agent.processes_marked("m.1.1") == [sleeper.pid]
-    assert agent.processes_marked("m.1") == []
-    assert agent.processes_marked("m.1.11") == []
+    assert processes_marked("m.1.1") == [sleeper.pid]
+    assert processes_marked("m.1") == []
+    assert processes_marked("m.1.11") == []
 
 
 def test_children_are_found_and_zombies_are_not(sleeper: subprocess.Popen[bytes]) -> None:
-    assert sleeper.pid in agent.children_of(os.getpid())
+    assert sleeper.pid in children_of(os.getpid())
     sleeper.kill()
     os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
-    assert sleeper.pid not in agent.children_of(os.getpid())
+    assert sleeper.pid not in children_of(os.getpid())
 
 
 def test_a_signal_to_nobody_is_no_error(sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.kill()
     sleeper.wait()
-    agent.signal_quietly(os.kill, sleeper.pid, signal.SIGTERM)
-    agent.signal_quietly(os.killpg, sleeper.pid, signal.SIGTERM)
+    signal_quietly(os.kill, sleeper.pid, signal.SIGTERM)
+    signal_quietly(os.killpg, sleeper.pid, signal.SIGTERM)
 
 
 def test_the_shim_ends_when_its_parent_is_gone() -> None:
-    command = [sys.executable, "-I", "-S", "-c", agent.SHIM, "1", "", "echo", "started"]
+    command = [sys.executable, "-I", "-S", "-c", SHIM, "1", "", "echo", "started"]
     done = subprocess.run(command, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (143, b"")
 
 
 def test_the_shim_says_what_cannot_run() -> None:
-    command = [sys.executable, "-I", "-S", "-c", agent.SHIM, str(os.getpid()), "", "/no/such $(x)"]
+    command = [sys.executable, "-I", "-S", "-c", SHIM, str(os.getpid()), "", "/no/such $(x)"]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 127
     assert done.stderr == b"aegis: cannot run /no/such $(x): No such file or directory\n"
@@ -159,18 +171,20 @@ def test_the_last_lines_are_kept_and_all_are_logged(tmp_path: Path) -> None:
     data = b"".join(b"line %d\n" % number for number in range(1000)) + b"\xff\xfe no newline"
     output.follow(io.BytesIO(data)).join(10.0)
     assert (tmp_path / "log").read_bytes() == data
-    assert len(output.tail) == agent.TAIL_LINES
+    assert len(output.tail) == TAIL_LINES
     assert output.tail[-1] == "\ufffd\ufffd no newline"
     assert output.tail[-2] == "line 999"
     output.note("a word")
+    output.close()
     assert (tmp_path / "log").read_text(errors="replace").endswith("] a word\n")
 
 
 def test_an_endless_line_fills_no_memory(tmp_path: Path) -> None:
     output = Output(str(tmp_path / "log"))
     output.follow(io.BytesIO(b"\xc3\xa4" * 1_000_000)).join(10.0)
+    output.close()
     assert (tmp_path / "log").stat().st_size == 2_000_000
-    assert max(len(line) for line in output.tail) <= agent.TAIL_WIDTH
+    assert max(len(line) for line in output.tail) <= TAIL_WIDTH
 
 
 def test_the_log_is_written_again_when_it_can_be(tmp_path: Path) -> None:
@@ -180,7 +194,28 @@ def test_the_log_is_written_again_when_it_can_be(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     output.note("kept")
     assert output.error == ""
+    output.close()
     assert "kept" in (tmp_path / "folder" / "log").read_text()
+
+
+def test_the_log_is_opened_once_and_again_after_an_error(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    output = Output(str(log))
+    output.note("one")
+    opened = output._file
+    output.note("two")
+    assert output._file is opened
+    assert opened is not None
+    os.dup2(os.open("/dev/full", os.O_WRONLY), opened.fileno())
+    output.note("lost")
+    assert output.error == "log not written: No space left on device"
+    output.note("three")
+    assert output.error == ""
+    output.close()
+    assert [line.rpartition(" ")[2] for line in log.read_text().splitlines()] == ["one", "two", "three"]
+    output.note("after the end")
+    output.close()
+    assert len(log.read_text().splitlines()) == 4
 
 
 # ------------------------------------------------------------------------------------------- what it reads
@@ -225,8 +260,17 @@ def test_a_broken_fleet_file_is_told_in_one_line(
 ) -> None:
     file = tmp_path / "fleet"
     file.write_text(text)
-    command = [sys.executable, str(agent.__file__), str(file), "--node", "n"]
+    archive = tmp_path / "agent.pyz"
+    archive.write_bytes(agent_archive())
+    command = [sys.executable, "-I", str(archive), str(file), "--node", "n"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("aegis agent: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_devices_are_named_as_the_node_grants_them() -> None:
+    assert granted("0,1", "") == "0,1"
+    assert granted("0,1", "4,6,7") == "4,6"
+    assert granted("2", "GPU-aa,GPU-bb,GPU-cc") == "GPU-cc"
+    assert granted("3", "0,1") == "3"  # fewer than we were told of: the engine will say so

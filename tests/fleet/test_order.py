@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from aegis.errors import PlacementError
 from aegis.fleet import agent
+from aegis.fleet.agent.engine import INTERNAL_PORT_MARK, PORT_MARK
+from aegis.fleet.agent.node import Agent
+from aegis.fleet.agent.vitals import Policy
 from aegis.fleet.nodes import Host, local_hosts
 from aegis.fleet.order import (
     LINKED_PUSH_SECONDS,
@@ -131,7 +134,7 @@ def test_an_agent_finds_and_understands_its_line(entries: list[ModelEntry]) -> N
     assert len(lines) == made.placement.nodes
     for host, line in zip(made.hosts, lines, strict=True):
         assert line.startswith(f'{{"node":"{host.name}"')  # as `read_order` looks for it
-        for instance in agent.Agent(json.loads(line), {}).instances:
+        for instance in Agent(json.loads(line), {}).instances:
             report = instance.report()
             assert report["status"] == "pending"
             assert report["port"] == (0 if instance.order["rank"] else instance.order["port"])
@@ -149,7 +152,11 @@ KEYS_READ = re.compile(r"\border(?:\[|\.get\()\"(\w+)\"")
 def test_the_agent_reads_only_keys_that_are_written() -> None:
     written = set(orders_of(node_orders(fleet(ModelEntry(model="m")))[0])[0])
     node_keys = {field.name for field in msgspec.structs.fields(NodeOrder)}
-    read = set(KEYS_READ.findall(Path(agent.__file__).read_text()))
+    read = {
+        key
+        for file in Path(agent.__file__).parent.glob("*.py")
+        for key in KEYS_READ.findall(file.read_text())
+    }
     assert {"argv", "env", "cpus", "policy", "causes"} <= read
     assert read <= written | node_keys
 
@@ -158,15 +165,15 @@ def test_policy_values_are_ones_the_agent_knows() -> None:
     policy = orders_of(node_orders(fleet(ModelEntry(model="m"), startup_timeout=77, max_restarts=9))[0])[0][
         "policy"
     ]
-    assert set(policy) <= set(vars(agent.Policy()))
-    assert agent.Policy(**policy).startup_timeout == 77
-    assert agent.Policy(**policy).max_restarts == 9
+    assert set(policy) <= set(vars(Policy()))
+    assert Policy(**policy).startup_timeout == 77
+    assert Policy(**policy).max_restarts == 9
 
 
 def test_the_marks_are_the_same_on_both_sides() -> None:
     from aegis.engines import base  # noqa: PLC0415 - only here
 
-    assert (base.PORT, base.INTERNAL_PORT) == (agent.PORT_MARK, agent.INTERNAL_PORT_MARK)
+    assert (base.PORT, base.INTERNAL_PORT) == (PORT_MARK, INTERNAL_PORT_MARK)
 
 
 @given(st.lists(st.text(min_size=1) | st.sampled_from(["m", "a/m", "m-2"]), min_size=1))
@@ -187,6 +194,12 @@ def test_ports_are_pinned_only_when_the_user_named_one() -> None:
     pinned = node_orders(fleet(ModelEntry(model="m"), port_start=9000))[0].instances[0]
     assert pinned.port_pinned
     assert pinned.port == 9000
+
+
+def test_an_instance_of_several_nodes_stays_at_its_ports() -> None:
+    # All members know where to find the head from their commands: it cannot move without them.
+    nodes = node_orders(fleet(ModelEntry(model="m", tensor_parallel_size=8)))
+    assert [order.port_pinned for node in nodes for order in node.instances] == [True, True]
 
 
 def test_the_environment_in_order_of_authority() -> None:

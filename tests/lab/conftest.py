@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,12 +19,12 @@ import pytest
 import yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 MARK = "AEGIS_TEST_LAB"  # environment variable of every process that comes from a lab
 PATIENCE = 30.0
 GONE_SECONDS = 10.0  # for processes that are on their way out
-QUICK = {"probe_interval": 0.2, "backoff_first": 0.2}  # seconds; see `Policy` of fleet/agent.py
+QUICK = {"probe_interval": 0.2, "backoff_first": 0.2}  # seconds; see `Policy` of fleet/agent/vitals.py
 
 
 def wait_until(true: Callable[[], Any], what: str = "", seconds: float = PATIENCE) -> Any:
@@ -36,11 +38,15 @@ def wait_until(true: Callable[[], Any], what: str = "", seconds: float = PATIENC
         time.sleep(0.02)
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(count: int = 1) -> int:
+    """Return the first of so many free ports in a row, below those that connections take."""
+    start = random.randrange(20_000, 30_000)
+    for first in range(start, start + 2_000, count):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    pytest.fail("no free port")
 
 
 class Process(NamedTuple):
@@ -171,9 +177,12 @@ class Lab:
         self.path = path
         self.mark = mark
         self.work = path / "work"
-        self.jobs: list[Job] = []
         self.running: list[subprocess.Popen[str]] = []
-        keep = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TMPDIR") if name in os.environ}
+        keep = {
+            name: os.environ[name]
+            for name in ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TMPDIR")
+            if name in os.environ
+        }
         self.environ = {
             **keep,
             MARK: mark,
@@ -202,7 +211,7 @@ class Lab:
     ) -> Answer:
         """Run a command to its end."""
         done = subprocess.run(
-            [sys.executable, "-m", "aegis", *map(str, args)],
+            [sys.executable, "-P", "-m", "aegis", *map(str, args)],
             cwd=cwd or self.work,
             env=self.environ,
             stdin=subprocess.DEVNULL,
@@ -225,15 +234,14 @@ class Lab:
         return self.job(answer.err.partition("submitted ")[2].split()[0])
 
     def job(self, handle: str) -> Job:
-        self.jobs.append(Job(self, handle))
-        return self.jobs[-1]
+        return Job(self, handle)
 
     def start(self, *args: object) -> subprocess.Popen[str]:
         """Start a command that stays; its output goes to out.N and err.N."""
         number = len(self.running)
         with (self.path / f"out.{number}").open("w") as out, (self.path / f"err.{number}").open("w") as err:
             process = subprocess.Popen(
-                [sys.executable, "-m", "aegis", *map(str, args)],
+                [sys.executable, "-P", "-m", "aegis", *map(str, args)],
                 cwd=self.work,
                 env=self.environ,
                 stdin=subprocess.DEVNULL,
@@ -278,8 +286,9 @@ class Lab:
         for process in self.running:
             if process.poll() is None:
                 process.terminate()
-        for job in self.jobs:
-            self.aegis("shutdown", job.handle, code=None)
+        for job in json.loads(self.aegis("status", "--json", cwd=self.path).out):
+            if job["model_status"] not in {"FAILED", "SHUTDOWN"}:
+                self.aegis("shutdown", job["job_id"], code=None, cwd=self.path)
         for process in self.running:
             process.wait(60)
         deadline = time.monotonic() + GONE_SECONDS
@@ -295,7 +304,3 @@ def lab(tmp_path: Path, own_environment: None) -> Iterator[Lab]:
     made = Lab(tmp_path, f"{tmp_path.name}-{os.getpid()}")
     yield made
     made.close()
-
-
-def instances(handle: Job, status: str) -> Sequence[str]:
-    return [name for name, state in handle.states().items() if state == status]

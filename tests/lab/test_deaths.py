@@ -76,7 +76,7 @@ def test_a_killed_foreground_launch_leaves_no_orphan(lab: Lab) -> None:
 @pytest.mark.parametrize("which", ["worker", "guard"])
 @pytest.mark.parametrize("port", [None, "pinned"])
 def test_a_killed_agent_is_started_again(lab: Lab, which: str, port: str | None) -> None:
-    job = lab.submit(instances=2, **({"port_start": free_port()} if port else {}))
+    job = lab.submit(instances=2, **({"port_start": free_port(2)} if port else {}))
     endpoints = job.endpoints
     engines = [job.engine(FIRST), job.engine(SECOND)]
     (agent := guard_of(job) if which == "guard" else job.find("agent.py", "--worker")[0]).kill()

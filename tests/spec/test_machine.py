@@ -73,3 +73,12 @@ def test_simulated_servers_may_be_more_than_the_cores() -> None:
     assert sized.devices == 4
     sized = size_node(Node(), NOTHING, [ModelEntry(model="m", engine="sim", instances=200)])
     assert (sized.devices, sized.device_kind, sized.device_cpus) == (200, "simulated device", ())
+
+
+def test_a_mask_leaves_only_the_devices_that_it_names(tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    for number in range(4):
+        (tmp_path / "dev" / f"nvidia{number}").touch()
+    assert detect_machine(tmp_path, {"CUDA_VISIBLE_DEVICES": "2,3"}).devices == 2
+    assert detect_machine(tmp_path, {"CUDA_VISIBLE_DEVICES": ""}).device_kind == CPU_KIND
+    assert detect_machine(tmp_path, {}).devices == 4

@@ -13,12 +13,11 @@ if TYPE_CHECKING:
     from aegis.spec.deployment import ModelEntry
     from aegis.spec.platform import Platform
 
-# Filled in by the agent, which alone can see which ports are free (fleet/agent.py has the same two).
-PORT = "{aegis:port}"
-INTERNAL_PORT = "{aegis:internal_port}"
-MASTER_PORT_OFFSET = (
-    60  # within an instance's internal ports, above what the engine takes from the start of them
-)
+# Filled in by the agent, which alone can see which ports are free (fleet/agent/engine.py has the same two). A NUL can
+# stand in no argument and no variable, so no word of a user is taken for one.
+PORT = "\0port\0"
+INTERNAL_PORT = "\0internal_port\0"
+MASTER_PORT_OFFSET = 60  # within an instance's internal ports: engines take them from the first on
 
 
 class Start(Struct, frozen=True, kw_only=True):

@@ -14,10 +14,10 @@ class Sim(Vllm):
     causes = (*Vllm.causes, Cause(r"sim: ([^\n]*)", "{}", permanent=False))
 
     def command(self, start: Start) -> tuple[str, ...]:
-        """Return `python -m aegis sim ...`; arguments written for vLLM are passed, so that its file can be rehearsed."""
+        """Return `python -P -m aegis sim ...`; arguments written for vLLM are passed, so that its file can be rehearsed."""
         entry = start.entry
         return (
-            *(start.python, "-m", "aegis", "sim", start.entry.model),
+            *(start.python, "-P", "-m", "aegis", "sim", start.entry.model),
             *serve_args(start),
             *entry.extra_vllm_args,
             *entry.extra_sim_args,

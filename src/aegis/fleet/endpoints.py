@@ -26,8 +26,8 @@ def endpoint_lines(services: Iterable[Service]) -> list[str]:
 def _order(service: Service) -> tuple[str, int, str]:
     name, _, number = service.service_id.rpartition("-")
     if number.isdecimal() and len(number) < NUMBER_DIGITS:
-        return (name, int(number), "")
-    return (service.service_id, 0, "")
+        return (name, int(number), service.service_id)
+    return (service.service_id, 0, service.service_id)
 
 
 class EndpointsFile:

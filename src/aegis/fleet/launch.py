@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -21,7 +22,7 @@ from aegis.errors import (
     RegistryUnreachable,
 )
 from aegis.files import PRIVATE, write_atomically
-from aegis.fleet import agent
+from aegis.fleet.archive import agent_archive
 from aegis.fleet.endpoints import EndpointsFile, endpoint_lines
 from aegis.fleet.nodes import Host, allocation, head_of
 from aegis.fleet.order import Fleet, fleet_file, node_orders
@@ -46,9 +47,7 @@ if TYPE_CHECKING:
 
 WATCH_SECONDS = 1.0  # how long the head listens before it looks at its own processes
 REVIVAL_PATIENCE = 60.0  # a registry that stays away so long ends the launch
-POLICY_VARIABLE = (
-    "AEGIS_AGENT_POLICY"  # JSON of seconds by name (`Policy` of agent.py): for tests, whose time is short
-)
+POLICY_VARIABLE = "AEGIS_AGENT_POLICY"  # JSON of seconds by name (`Policy` of agent/vitals.py): for tests, whose time is short
 PASSED_ON = ("VLLM_API_KEY", "HF_TOKEN")  # secrets of the environment that engines need
 
 
@@ -148,6 +147,8 @@ class Launch:
             find_weights(entry, skip_staging=self.deployment.skip_staging) for entry in self.deployment.models
         )
         self.run_dir, self.manifest = self._open()
+        if not self.environ.get(RUN_DIR_VARIABLE):
+            self.say = _also_into(self.run_dir.err, self.say)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         head = head_of(self.hosts, os.uname().nodename)
@@ -159,7 +160,7 @@ class Launch:
             fleet = self._fleet(weights)
             orders = node_orders(fleet)
             self._write(self.run_dir.fleet, fleet_file(orders))
-            self._write(self.run_dir.agent, Path(agent.__file__).read_text())
+            self._write(self.run_dir.agent, agent_archive())
             self.progress = Progress(
                 order.metadata["instance"] for node in orders for order in node.instances if order.rank == 0
             )
@@ -204,7 +205,12 @@ class Launch:
             run.write_manifest(manifest)
             register(handle, run, self.environ)
         except OSError as error:
-            raise AegisError(f"the run directory cannot be written: {run.path}: {error.strerror}") from None
+            if not given:
+                run.remove()
+            raise AegisError(
+                f"the run directory cannot be written: {run.path}: {error.strerror}",
+                hint="choose another directory with --log-dir",
+            ) from None
         return run, manifest
 
     def _write_secrets(self) -> None:
@@ -216,9 +222,9 @@ class Launch:
         self._write(self.run_dir.token, token + "\n", PRIVATE)
         self._write(self.run_dir.secrets, content, PRIVATE)
 
-    def _write(self, file: Path, text: str, mode: int = 0o644) -> None:
+    def _write(self, file: Path, content: str | bytes, mode: int = 0o644) -> None:
         try:
-            write_atomically(file, text, mode)
+            write_atomically(file, content, mode)
         except OSError as error:
             raise AegisError(
                 f"{file} cannot be written: {error.strerror}", hint="choose another directory with --log-dir"
@@ -382,6 +388,17 @@ def _patience(environ: Mapping[str, str]) -> dict[str, float]:
         return msgspec.json.decode(environ.get(POLICY_VARIABLE) or "{}", type=dict[str, float])
     except msgspec.DecodeError as error:
         raise ConfigError(f"{POLICY_VARIABLE} is no JSON object of seconds: {error}") from None
+
+
+def _also_into(log: Path, say: Callable[[str], None]) -> Callable[[str], None]:
+    """Return a `say` that writes a log too: a launch by hand has no scheduler that keeps its output."""
+
+    def both(line: str) -> None:
+        say(line)
+        with contextlib.suppress(OSError), log.open("a") as stream:
+            stream.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+
+    return both
 
 
 def _handle_of(environ: Mapping[str, str]) -> str | None:

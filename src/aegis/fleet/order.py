@@ -29,7 +29,7 @@ LINKED_PUSH_SECONDS = 2.0  # members of one instance learn of each other's resta
 
 
 class InstanceOrder(Struct, kw_only=True):
-    """One member of one instance (keys as `agent.py` reads them)."""
+    """One member of one instance (keys as `fleet/agent` reads them)."""
 
     id: str
     service_type: str
@@ -37,6 +37,7 @@ class InstanceOrder(Struct, kw_only=True):
     argv: list[str]
     env: dict[str, str]
     unset: list[str]
+    mask: str  # the variable of `env` that names the devices
     cwd: str
     cpus: list[int]
     address: str
@@ -156,6 +157,7 @@ def _instance_order(
         rank=member.rank,
         argv=with_setup(kind.command(start), _setup(fleet)),
         env=_environment(fleet, start, kind),
+        mask=fleet.platform.node.mask_variable or "",
         unset=[*fleet.platform.unset, *JOB_VARIABLES],
         cwd=fleet.work_dir,
         cpus=list(member.cpus),
@@ -163,7 +165,8 @@ def _instance_order(
         bind=host.bind,
         port=member.port,
         internal_port=member.internal_port,
-        port_pinned=fleet.deployment.port_start is not None,
+        # Members find each other on a port of the head's that is in all their commands: the head cannot move alone.
+        port_pinned=fleet.deployment.port_start is not None or linked,
         port_block=block,
         log=str(fleet.run.instances / f"{identity}.log"),
         health=kind.health(entry),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from aegis.errors import RegistryUnreachable, SiteError
-from aegis.fleet.agent import SHIM
+from aegis.fleet.agent.processes import SHIM
 from aegis.processes import is_running
 from aegis.registry.client import RegistryClient
 
@@ -92,6 +92,7 @@ class RegistryProcess:
         self.run.port_file.unlink(missing_ok=True)
         command = [
             sys.executable,
+            "-P",  # the working directory holds no code of ours
             "-m",
             "aegis",
             "registry",
@@ -195,7 +196,10 @@ class Each:
 
     def _lingers(self, host: Host) -> bool:
         """Tell whether what the agent left is still ending its servers: their ports and devices are not free yet."""
-        return not self.remote and is_running(agent_command(self.run, self.python, host.name)[2:])
+        if self.remote:
+            return False
+        shared = agent_command(self.run, self.python, host.name)[3:]  # what guard and worker both have
+        return is_running(shared)
 
     def _start(self, host: Host) -> None:
         command = agent_command(self.run, self.python, host.name)

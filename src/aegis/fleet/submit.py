@@ -12,6 +12,7 @@ import msgspec
 
 from aegis.errors import AegisError, DeadlineError, PartialSuccess, SiteError
 from aegis.fleet.launch import place_on
+from aegis.fleet.weights import find_weights
 from aegis.runs import find_run
 from aegis.schedulers.base import JobRequest
 from aegis.schedulers.local import Local, status_of
@@ -50,6 +51,10 @@ def job_request(resolved: Resolved) -> JobRequest:
     deployment, platform = resolved.deployment, resolved.platform
     nodes = platform.nodes if platform.launcher == "local" else None
     _, placement = place_on(platform, deployment, nodes)
+    if platform.launcher == "local":  # the weights are on this machine or nowhere
+        for entry in deployment.models:
+            if not entry.download_weights:
+                find_weights(entry, skip_staging=deployment.skip_staging)
     endpoints = os.path.abspath(deployment.endpoints_file)  # noqa: PTH100 - links stay as the user wrote them
     log_dir = os.path.abspath(Path(deployment.log_dir).expanduser())  # noqa: PTH100 - as above
     named = msgspec.structs.replace(

@@ -13,7 +13,7 @@ from msgspec import Struct
 from aegis.errors import PlacementError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from aegis.spec.deployment import ModelEntry
     from aegis.spec.platform import Node
@@ -30,17 +30,24 @@ class Machine(Struct, frozen=True):
     cores: tuple[int, ...]  # the cores that this process may use
 
 
-def detect_machine(root: Path = Path("/")) -> Machine:
-    """Look for accelerators where the drivers list them."""
+def detect_machine(root: Path = Path("/"), environ: Mapping[str, str] | None = None) -> Machine:
+    """Look for accelerators where the drivers list them; a mask in the environment leaves only those that it names."""
     cores = tuple(sorted(os.sched_getaffinity(0)))
+    environ = os.environ if environ is None else environ
     nvidia = [file for file in _names(root / "dev") if re.fullmatch(r"nvidia\d+", file)]
-    if nvidia:
-        return Machine(len(nvidia), "NVIDIA GPU", "CUDA_VISIBLE_DEVICES", cores)
+    if nvidia and (count := _granted(len(nvidia), environ.get("CUDA_VISIBLE_DEVICES"))):
+        return Machine(count, "NVIDIA GPU", "CUDA_VISIBLE_DEVICES", cores)
     topology = root / "sys/class/kfd/kfd/topology/nodes"
     amd = [name for name in _names(topology) if _has_compute_units(topology / name / "properties")]
-    if amd:
-        return Machine(len(amd), "AMD GPU", "HIP_VISIBLE_DEVICES", cores)
+    if amd and (count := _granted(len(amd), environ.get("HIP_VISIBLE_DEVICES"))):
+        return Machine(count, "AMD GPU", "HIP_VISIBLE_DEVICES", cores)
     return Machine(0, CPU_KIND, None, cores)
+
+
+def _granted(found: int, mask: str | None) -> int:
+    return (
+        found if mask is None else min(found, sum(name.strip() not in {"", "-1"} for name in mask.split(",")))
+    )
 
 
 def size_node(node: Node, machine: Machine, models: Sequence[ModelEntry], nodes: int = 1) -> Node:

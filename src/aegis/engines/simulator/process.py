@@ -96,7 +96,8 @@ async def _follow(settings: Settings, end: _End) -> int:
     if await end.before(joining, settings.join_timeout):
         end.come(1, f"rank 0 does not answer at {address}:{port} within {settings.join_timeout:g} s")
         return end.code.result()
-    watch = asyncio.ensure_future(ranks.until_closed(joining.result()))
+    reader, _writer = joining.result()
+    watch = asyncio.ensure_future(ranks.until_closed(reader))
     watch.add_done_callback(lambda _: end.come(1, f"rank 0 at {address}:{port} is gone"))
     if not await _start_up(settings, end):
         _say(f"Simulated rank {rank} of {settings.nnodes} of {settings.model!r}, with {address}:{port}")

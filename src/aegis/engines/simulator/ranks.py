@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+Link: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]  # closes when either is forgotten
 
 HELLO_SECONDS: Final = 10.0  # for the first line of a connection
 RETRY_SECONDS: Final = 0.1
@@ -65,8 +67,8 @@ class Leader:
         return rank if fits and rank not in self._members else None
 
 
-async def join(address: str, port: int, rank: int, nnodes: int) -> asyncio.StreamReader:
-    """Connect to rank 0, however long it takes to appear; what is returned ends when rank 0 does.
+async def join(address: str, port: int, rank: int, nnodes: int) -> Link:
+    """Connect to rank 0, however long it takes to appear; the reader ends when rank 0 does.
 
     Raises:
         ConnectionRefusedError: rank 0 is there and does not want this rank.
@@ -86,7 +88,7 @@ async def join(address: str, port: int, rank: int, nnodes: int) -> asyncio.Strea
     writer.write(b"aegis-sim %d %d\n" % (rank, nnodes))
     with contextlib.suppress(OSError):
         if await reader.readline() == b"welcome\n":
-            return reader
+            return reader, writer
     raise ConnectionRefusedError(f"rank 0 at {address}:{port} refuses rank {rank} of {nnodes}")
 
 

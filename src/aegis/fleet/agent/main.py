@@ -1,0 +1,65 @@
+"""The command line of the agent, and the files that it reads."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from .guard import Guard
+from .processes import PR_SET_PDEATHSIG, prctl
+
+
+def read_order(path: str, node: str) -> dict[str, Any]:
+    """Return this node's line of the fleet file: the one named, else the one of this host.
+
+    One file serves all nodes, one line each: ten thousand small files would be slower than the servers.
+    """
+    names = {node} if node else {socket.gethostname(), socket.gethostname().split(".")[0]}
+    with open(path, "rb") as file:
+        for line in file:
+            if any(
+                line.startswith(b'{"node":' + json.dumps(name, ensure_ascii=False).encode()) for name in names
+            ):
+                found: dict[str, Any] = json.loads(line)
+                return found
+    raise SystemExit("aegis agent: {} has no line for node {}".format(path, " or ".join(sorted(names))))
+
+
+def read_secrets(path: str) -> dict[str, Any]:
+    """Return the secrets, from a file that only its owner may read."""
+    if not path:
+        return {}
+    with open(path) as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            raise SystemExit(f"aegis agent: {path} may be read by others: chmod 600")
+        found: dict[str, Any] = json.load(file)
+        return found
+
+
+def main(argv: list[str]) -> int:
+    """Run as guard, or as worker where the guard asks for it."""
+    parser = argparse.ArgumentParser(prog="aegis-agent", description="Run the instances of one node.")
+    parser.add_argument("fleet", help="the fleet file (JSON lines, one per node)")
+    parser.add_argument("--node", default="", help="name of this node in the file (default: the host name)")
+    parser.add_argument("--secrets", default="", help="JSON file, mode 0600")
+    parser.add_argument("--parent", type=int, default=0, help="end when this process ends")
+    parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    try:
+        order = read_order(options.fleet, options.node)
+        if not options.worker:
+            return Guard(argv, options.parent).run()
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != options.worker:
+            return 1
+        from .node import Agent  # noqa: PLC0415 - the guard starts faster and stays smaller without it
+
+        return Agent(order, read_secrets(options.secrets)).run()
+    except (OSError, ValueError) as error:
+        print(f"aegis agent: {error}", file=sys.stderr)
+        return 1
