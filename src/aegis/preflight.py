@@ -28,12 +28,11 @@ def check_entry(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:
 
 
 def _names(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:
-    """Names that an engine's command line would take for flags."""
-    return [
-        Problem(origins.get(key, entry.model), f"`{value}` looks like a flag", "a name cannot start with `-`")
-        for key in ("model", "served_model_name")
-        if (value := getattr(entry, key)) and value.startswith("-")
-    ]
+    """A model that an engine's command line would take for a flag."""
+    if not entry.model.startswith("-"):
+        return []
+    hint = "for a directory of that name write ./ before it"
+    return [Problem(origins.get("model", entry.model), f"`{entry.model}` looks like a flag", hint)]
 
 
 def _reserved(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -148,6 +149,22 @@ def family(name: str) -> str:
     """Return the model's family: what stands before its size (`Llama-3.3` of `Llama-3.3-70B-Instruct`)."""
     match = re.match(r"(.+?)-\d+(?:\.\d+)?(?:x\d+(?:\.\d+)?)?[BbMm]\b", name)
     return match[1] if match else name
+
+
+def close_abandoned(run: RunDir, reason: str) -> None:
+    """Take away what a head that was killed left behind: its secrets and its endpoints file, which lists dead servers."""
+    manifest = run.read_manifest()
+    if manifest.state in ENDED:
+        return
+    run.remove_secrets()
+    with contextlib.suppress(OSError):
+        endpoints = Path(manifest.endpoints_file or "")
+        # The manifest is written after each change of that file: a newer one belongs to a later job.
+        if endpoints.is_file() and endpoints.stat().st_mtime <= run.manifest.stat().st_mtime:
+            endpoints.unlink()
+    with contextlib.suppress(OSError):
+        manifest.state, manifest.reason, manifest.ended = "FAILED", reason, time.time()
+        run.write_manifest(manifest)
 
 
 # ------------------------------------------------------------------------------------------------ the index

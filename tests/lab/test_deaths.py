@@ -59,9 +59,24 @@ def test_a_killed_launcher_leaves_no_orphan(lab: Lab) -> None:
     assert said["model_status"] == "FAILED"
     assert "killed" in said["failed_reason"]
     assert said["base_url"] is None
+    # Its endpoints file stays behind, and is no obstacle to the next job; tidying up leaves that one's alone.
+    after = lab.submit(instances=2)
+    assert chat(after.endpoints[0], "rehearsal-1B")["choices"]
+    assert (job.run_dir / "secrets").exists()
     assert "has ended already" in lab.aegis("shutdown", job.handle).err
-    # Its endpoints file stays behind, and is no obstacle to the next job.
-    assert chat(lab.submit(instances=2).endpoints[0], "rehearsal-1B")["choices"]
+    assert not (job.run_dir / "secrets").exists()
+    assert after.endpoints
+
+
+def test_shutdown_takes_away_what_a_killed_launcher_left(lab: Lab) -> None:
+    job = lab.submit()
+    assert job.endpoints
+    job.head.kill()
+    wait_until(lab.is_empty, "every process is gone", 15)
+    lab.aegis("shutdown", job.handle)
+    assert not any(lab.work.glob("*endpoints*"))
+    assert not (job.run_dir / "registry.token").exists()
+    assert job.status()["model_status"] == "FAILED"
 
 
 def test_a_killed_foreground_launch_leaves_no_orphan(lab: Lab) -> None:

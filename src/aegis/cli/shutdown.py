@@ -33,7 +33,7 @@ def command(
     handle: str | None, job_id: str | None, endpoints_file: Path | None, no_wait: bool, timeout: float
 ) -> None:
     """Stop the servers of a job, and end it. No other process is touched."""
-    from aegis.runs import ENDED, find_run  # noqa: PLC0415 - start-up time
+    from aegis.runs import ENDED, close_abandoned, find_run  # noqa: PLC0415 - start-up time
     from aegis.schedulers.local import Local  # noqa: PLC0415 - start-up time
 
     named = handle or job_id
@@ -44,6 +44,7 @@ def command(
     scheduler = Local(os.environ)
     before = scheduler.query([job])[job]
     if before.state in ENDED:
+        close_abandoned(run, before.reason)
         click.echo(f"{job} has ended already: {before.reason or before.state}", err=True)
         return
     scheduler.cancel(job)

@@ -85,7 +85,7 @@ def _details(each: JobView) -> str:
             service.metadata.get("node", "-"),
             age(each_since) if (each_since := _since(service.metadata.get("since"))) is not None else "-",
             service.metadata.get("restarts", 0),
-            str(service.metadata.get("reason") or ""),
+            shortened(str(service.metadata.get("reason") or service.metadata.get("log_error") or "")),
         )
         for service in sorted(each.services, key=lambda service: service.service_id)
     ]

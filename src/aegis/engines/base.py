@@ -89,6 +89,11 @@ class Engine(Protocol):
         ...
 
 
+def option(flag: str, value: str) -> tuple[str, ...]:
+    """Return a flag with its value, in one word where the value would be taken for a flag itself."""
+    return (f"{flag}={value}",) if value.startswith("-") else (flag, value)
+
+
 def completion_health(entry: ModelEntry) -> Health:
     """Return the health of an OpenAI-compatible server: `/health`, and one greedy token."""
     canary = {"model": entry.name, "prompt": "1", "max_tokens": 1, "temperature": 0}

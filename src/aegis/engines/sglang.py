@@ -11,6 +11,7 @@ from aegis.engines.base import (
     Start,
     completion_health,
     merge_args,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Sglang:
     def command(self, start: Start) -> tuple[str, ...]:
         """Return `python -m sglang.launch_server ...`."""
         entry = start.entry
-        args = ["--model-path", start.weights, "--served-model-name", entry.name]
+        args = ["--model-path", start.weights, *option("--served-model-name", entry.name)]
         args += ["--host", start.bind, "--port", PORT, "--tp-size", str(entry.tensor_parallel_size)]
         if entry.pipeline_parallel_size > 1:
             args += ["--pp-size", str(entry.pipeline_parallel_size)]

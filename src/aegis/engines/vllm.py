@@ -13,6 +13,7 @@ from aegis.engines.base import (
     Start,
     completion_health,
     merge_args,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Vllm:
 def serve_args(start: Start) -> tuple[str, ...]:
     """Return what Aegis itself decides: name, address, parallel sizes and the place among several nodes."""
     entry = start.entry
-    args = ["--served-model-name", entry.name, "--host", start.bind, "--port", PORT]
+    args = [*option("--served-model-name", entry.name), "--host", start.bind, "--port", PORT]
     args += ["--tensor-parallel-size", str(entry.tensor_parallel_size)]
     if entry.pipeline_parallel_size > 1:
         args += ["--pipeline-parallel-size", str(entry.pipeline_parallel_size)]
