@@ -156,12 +156,20 @@ def running(store: Store, clock: Clock, **options: Any) -> Iterator[Site]:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         return runner
 
+    async def finish() -> None:
+        """End what aiohttp leaves for later: a loop that stops under a task is a warning, and so an error here."""
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
     try:
         runner = call(start())
         try:
             yield Site(runner.addresses[0][1], store, clock)
         finally:
             call(runner.cleanup())
+            call(finish())
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

@@ -238,8 +238,17 @@ def services_table(services: Sequence[Service]) -> str:
 def details(service: Service) -> str:
     """Lay one service out as a key and a value per line."""
     pairs = [*zip(HEADER, _row(service, time.time()), strict=True)]
-    pairs += [(f"metadata.{key}", value) for key, value in service.metadata.items()]
+    pairs += [(f"metadata.{key}", _readable(key, value)) for key, value in service.metadata.items()]
     return table(pairs[0], pairs[1:])
+
+
+def _readable(key: str, value: Any) -> Any:
+    """Show a moment as an age, and numbers by name as such."""
+    if key == "since" and isinstance(value, int | float):
+        return f"{age(time.time() - value)} ago"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items()) or "-"
+    return value
 
 
 def _row(service: Service, now: float) -> tuple[str, ...]:

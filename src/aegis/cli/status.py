@@ -80,6 +80,7 @@ def _details(each: JobView) -> str:
     rows = [
         (
             service.service_id,
+            service.metadata.get("model", "-"),
             f"{service.host}:{service.port}",
             service.status,
             service.metadata.get("node", "-"),
@@ -87,9 +88,9 @@ def _details(each: JobView) -> str:
             service.metadata.get("restarts", 0),
             shortened(str(service.metadata.get("reason") or service.metadata.get("log_error") or "")),
         )
-        for service in sorted(each.services, key=lambda service: service.service_id)
+        for service in each.services
     ]
-    head = ("INSTANCE", "ADDRESS", "STATUS", "NODE", "SINCE", "RESTARTS", "REASON")
+    head = ("INSTANCE", "MODEL", "ADDRESS", "STATUS", "NODE", "SINCE", "RESTARTS", "REASON")
     return f"{text}\n\n{table(head, rows)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from aegis.files import write_atomically
@@ -12,22 +13,19 @@ if TYPE_CHECKING:
 
     from aegis.registry.model import Service
 
-NUMBER_DIGITS = 10  # ids of others may end in anything, and int() refuses thousands of digits
-
 
 def endpoint_lines(services: Iterable[Service]) -> list[str]:
-    """Return `host:port` of every healthy instance, by model and number; members without an API are no endpoints."""
+    """Return `host:port` of every healthy instance, in the deployment's order; members without an API are no endpoints."""
     healthy = [
         service for service in services if service.status == "healthy" and not service.metadata.get("rank")
     ]
-    return [f"{service.host}:{service.port}" for service in sorted(healthy, key=_order)]
+    return [f"{service.host}:{service.port}" for service in sorted(healthy, key=by_position)]
 
 
-def _order(service: Service) -> tuple[str, int, str]:
-    name, _, number = service.service_id.rpartition("-")
-    if number.isdecimal() and len(number) < NUMBER_DIGITS:
-        return (name, int(number), service.service_id)
-    return (service.service_id, 0, service.service_id)
+def by_position(service: Service) -> tuple[int, str]:
+    """Sort as the deployment lists its models and instances; services of others come last."""
+    position = service.metadata.get("position")
+    return (position if isinstance(position, int) else sys.maxsize, service.service_id)
 
 
 class EndpointsFile:

@@ -111,11 +111,11 @@ def node_orders(fleet: Fleet) -> list[NodeOrder]:
     by_node: list[list[InstanceOrder]] = [[] for _ in range(fleet.placement.nodes)]
     linked: set[int] = set()
     block = port_block(fleet.placement)
-    for instance in fleet.placement.instances:
+    for position, instance in enumerate(fleet.placement.instances):
         for member in instance.members:
-            by_node[member.node].append(
-                _instance_order(fleet, instance, member, names[instance.model], block)
-            )
+            order = _instance_order(fleet, instance, member, names[instance.model], block)
+            order.metadata["position"] = position
+            by_node[member.node].append(order)
             if len(instance.members) > 1:
                 linked.add(member.node)
     return [

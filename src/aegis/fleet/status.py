@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from aegis.errors import AegisError, NotFoundError
+from aegis.fleet.endpoints import by_position
 from aegis.runs import ENDED, JobState, Manifest, RunDir, known_runs
 from aegis.schedulers.local import status_of
 
@@ -71,7 +72,8 @@ def view(manifest: Manifest, answer: list[Service] | str | None) -> JobView:
     """Return the view of a job from its manifest and what its registry answered (or why it did not)."""
     status = status_of(manifest)
     state, reason = status.state, status.reason
-    services: list[Service] = answer if isinstance(answer, list) else []
+    services: list[Service] = list(answer) if isinstance(answer, list) else []
+    services.sort(key=by_position)
     heads = [service for service in services if not service.metadata.get("rank")]
     healthy = [service for service in heads if service.status == "healthy"]
     if isinstance(answer, str) and state not in ENDED:
