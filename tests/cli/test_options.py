@@ -42,8 +42,6 @@ TOP: dict[str, tuple[Any, str | None, list[str], Any]] = {
     "log_dir": ("/file", "/variable", ["/flag"], "/flag"),
     "skip_staging": (False, "false", [], True),
     "wait": (False, "false", [], True),
-    "bench": (False, "false", [], True),
-    "bench_num_prompts": (1, "2", ["3"], 3),
 }
 MODEL: dict[str, tuple[Any, str | None, list[str], Any]] = {
     "model": ("org/file", "org/variable", ["org/flag"], "org/flag"),

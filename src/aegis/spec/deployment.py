@@ -107,5 +107,3 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         bool, Meta(description="the weights are in hf_home already: neither stage them nor read model_source")
     ] = False
     wait: Annotated[bool, Meta(description="submit: return when the servers are healthy")] = False
-    bench: Annotated[bool, Meta(description="run `aegis bench` when the servers are healthy")] = False
-    bench_num_prompts: Annotated[Count, Meta(description="prompts per server of that benchmark")] = 100
