@@ -327,3 +327,9 @@ def test_a_body_that_never_comes_is_given_up(site: Site, monkeypatch: pytest.Mon
     with connection.getresponse() as response:
         assert response.status == 408
     connection.close()
+
+
+def test_statuses_of_the_first_aegis_are_understood(site: Site) -> None:
+    for earlier in ("stopping", "unknown"):
+        assert site.ask("GET", f"/services?status={earlier}").status == 200
+    assert site.ask("GET", "/services?status=bogus").status == 400

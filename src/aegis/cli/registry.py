@@ -11,7 +11,15 @@ import click
 
 from aegis.cli.render import age, printable, table
 from aegis.errors import ConfigError
-from aegis.registry.model import HEALTHY_SECONDS, REMOVE_SECONDS, STALE_SECONDS, STATUSES, Count, Service
+from aegis.registry.model import (
+    EARLIER_NAMES,
+    HEALTHY_SECONDS,
+    REMOVE_SECONDS,
+    STALE_SECONDS,
+    STATUSES,
+    Count,
+    Service,
+)
 from aegis.spec.deployment import REGISTRY_PORT
 
 if TYPE_CHECKING:
@@ -24,7 +32,9 @@ HEADER = ("SERVICE ID", "ADDRESS", "TYPE", "STATUS", "MODEL", "SEEN")
 type_option = click.option(
     "--type", "service_type", metavar="TYPE", help="Only services of this type (vllm, ...)."
 )
-status_option = click.option("--status", type=click.Choice(STATUSES), help="Only services in this state.")
+status_option = click.option(
+    "--status", type=click.Choice([*STATUSES, *EARLIER_NAMES]), help="Only services in this state."
+)
 model_option = click.option("--model", metavar="NAME", help="Only services of this model.")
 token_option = click.option(
     "--token-file",

@@ -12,7 +12,16 @@ import msgspec
 from aiohttp import web
 
 from aegis.registry.metrics import Metrics
-from aegis.registry.model import HEALTHY_SECONDS, RESERVED_IDS, STATUSES, Change, Count, Failure, Push
+from aegis.registry.model import (
+    EARLIER_NAMES,
+    HEALTHY_SECONDS,
+    RESERVED_IDS,
+    STATUSES,
+    Change,
+    Count,
+    Failure,
+    Push,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -243,6 +252,7 @@ def _query(request: web.Request, *allowed: str) -> dict[str, str]:
 
 def _status(query: dict[str, str]) -> str | None:
     status = query.get("status")
+    status = EARLIER_NAMES.get(status or "", status)
     if status is not None and status not in STATUSES:
         raise _refuse(f"unknown status {status!r}: one of {', '.join(STATUSES)}")
     return status

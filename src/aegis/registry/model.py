@@ -8,6 +8,10 @@ from msgspec import Meta, Struct
 
 Status = Literal["pending", "starting", "healthy", "unhealthy", "draining", "stopped", "failed"]
 STATUSES: Final[tuple[str, ...]] = get_args(Status)
+EARLIER_NAMES: Final = {
+    "stopping": "draining",
+    "unknown": "pending",
+}  # clients of the first Aegis ask with these
 
 HEALTHY_SECONDS: Final = 30.0  # default `timeout` of /services/healthy
 STALE_SECONDS: Final = 30.0  # without a push: shown unhealthy
