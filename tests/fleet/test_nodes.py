@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aegis.errors import SiteError
-from aegis.fleet.nodes import ANY, Host, allocation, local_hosts
+from aegis.fleet.nodes import ANY, Host, allocation, head_of, local_hosts
 from aegis.spec.platform import Network, Platform
 
 if TYPE_CHECKING:
@@ -76,3 +76,10 @@ def test_an_empty_list_is_no_allocation(tmp_path: Path) -> None:
     (tmp_path / "nodes").write_text("\n")
     with pytest.raises(SiteError):
         allocation(SITE, {"PBS_NODEFILE": str(tmp_path / "nodes")})
+
+
+def test_the_head_is_a_node_or_the_machine_that_holds_the_allocation() -> None:
+    hosts = [Host("n1.site", "n1.hsn", ANY), Host("n2.site", "n2.hsn", ANY)]
+    assert head_of(hosts, "n2") == hosts[1]
+    assert head_of(hosts, "login3.site") == Host("login3.site", "login3.site", ANY)  # salloc on a login node
+    assert head_of(local_hosts(2), "anything") == local_hosts(2)[0]
