@@ -83,7 +83,7 @@ class Handler(socketserver.StreamRequestHandler):
         code, page = "200", "{}"
         if path == "/metrics":
             page = 'vllm:num_requests_running{engine="0"} %s\\nvllm:generation_tokens_total{engine="0"} %s\\n' % (
-                told("running", "0"), told("tokens", "0"))
+                told("running", "0"), told("tokens", "0").replace("moving", str(time.time_ns())))
         elif path == "/v1/completions":
             write("canaries", json.loads(body))
             code = told("canary", "200")
@@ -677,15 +677,12 @@ def test_it_recovers_by_itself(node: Node, registry: Registry) -> None:
 
 def test_a_canary_behind_a_burst_is_no_illness(node: Node, registry: Registry) -> None:
     orders = node.instance()
+    (orders / "tokens").write_text("moving")  # another number with every look
     node.start()
     registry.wait("healthy")
     (orders / "canary").write_text("hang")
     before = len(node.records("m-0", "canaries"))
-    tokens = 1
-    while len(node.records("m-0", "canaries")) < before + 3:
-        tokens += 1
-        (orders / "tokens").write_text(str(tokens))
-        time.sleep(0.01)
+    wait_until(lambda: len(node.records("m-0", "canaries")) >= before + 3)
     assert "unhealthy" not in registry.history()
 
 

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from aegis.errors import AegisError
 from aegis.registry import api
 
-from .conftest import DEADLINE, Clock, Site, push, report, running, wait_until
+from .conftest import DEADLINE, Clock, Site, push, report, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from aiohttp import web
 
     from aegis.registry.store import Store
 
@@ -287,10 +289,21 @@ def test_the_sweep_runs_by_itself_and_wakes_watchers(fleet: Site) -> None:
     assert {service.status for service in answer.services} == {"unhealthy"}
 
 
-def test_the_end_does_not_wait_for_watchers(store: Store, clock: Clock) -> None:
+def test_the_end_does_not_wait_for_watchers(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = api.Api.watch
+    begun = threading.Event()
+
+    async def noted(self: api.Api, request: web.Request) -> web.Response:
+        begun.set()  # it waits from here on, without another turn of the loop
+        return await watched(self, request)
+
+    monkeypatch.setattr(api.Api, "watch", noted)
     with running(store, clock) as site:
         client = site.client()
         revision = client.watch().revision
+        begun.clear()
 
         def watch() -> None:
             with contextlib.suppress(AegisError):  # cut off at the end, if it was not answered
@@ -298,7 +311,7 @@ def test_the_end_does_not_wait_for_watchers(store: Store, clock: Clock) -> None:
 
         thread = threading.Thread(target=watch)
         thread.start()
-        wait_until(lambda: b"/watch" in site.ask("GET", "/metrics").body)
+        assert begun.wait(DEADLINE)
     thread.join(DEADLINE)
     assert not thread.is_alive()
 
