@@ -33,9 +33,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+SLEEPER = f"m.{os.getpid()}.1"  # tests may run side by side
+
+
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["sleep", "60"], env={**os.environ, MARK: "m.1.1"}) as process:
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, MARK: SLEEPER}) as process:
         yield process
         process.kill()
 
@@ -129,11 +132,11 @@ def test_waiting_works_on_old_kernels(
 
 def test_processes_are_found_by_their_whole_mark(sleeper: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 10.0
-    while sleeper.pid not in processes_marked("m.1.1") and time.monotonic() < deadline:
+    while sleeper.pid not in processes_marked(SLEEPER) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert processes_marked("m.1.1") == [sleeper.pid]
-    assert processes_marked("m.1") == []
-    assert processes_marked("m.1.11") == []
+    assert processes_marked(SLEEPER) == [sleeper.pid]
+    assert processes_marked(SLEEPER[:-1]) == []
+    assert processes_marked(f"{SLEEPER}1") == []
 
 
 def test_children_are_found_and_zombies_are_not(sleeper: subprocess.Popen[bytes]) -> None:
