@@ -34,7 +34,7 @@ def command(
 
     With --wait, return when every server is healthy or given up, and print the endpoints; exit 1 if the job ends first.
     """
-    from aegis.fleet.launch import refuse_shared_endpoints  # noqa: PLC0415 - start-up time
+    from aegis.fleet.prepare import refuse_shared_endpoints  # noqa: PLC0415 - start-up time
     from aegis.fleet.submit import job_request, scheduler_for, wait_until_ready  # noqa: PLC0415 - start-up time
 
     if wait_timeout is not None and not options["wait"]:

@@ -18,7 +18,6 @@ from aegis.errors import (
     ConfigError,
     DeadlineError,
     InterruptedByUser,
-    NotFoundError,
     RegistryUnreachable,
 )
 from aegis.files import PRIVATE, write_atomically
@@ -26,23 +25,19 @@ from aegis.fleet.archive import agent_archive
 from aegis.fleet.endpoints import EndpointsFile, endpoint_lines
 from aegis.fleet.nodes import Host, allocation, head_of
 from aegis.fleet.order import Fleet, fleet_file, node_orders
+from aegis.fleet.prepare import place_on, refuse_shared_endpoints
 from aegis.fleet.progress import Counts, Progress, failure_lines
-from aegis.fleet.services import REGISTRY_PORT, RegistryProcess, agents_for, registry_client
+from aegis.fleet.services import RegistryProcess, agents_for, registry_client
 from aegis.fleet.weights import download, find_weights, path_of
-from aegis.placement import Placement, nodes_needed, place
-from aegis.processes import is_alive, start_of
-from aegis.runs import ENDED, Manifest, RunDir, known_runs, register
+from aegis.processes import start_of
+from aegis.runs import Manifest, RunDir, register
 from aegis.schedulers.local import JOB_VARIABLE, RUN_DIR_VARIABLE, new_handle
-from aegis.spec.deployment import PORT_START
-from aegis.spec.machine import detect_machine, size_node
 from aegis.spec.walltime import format_walltime, parse_walltime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from types import FrameType
 
-    from aegis.spec.deployment import Deployment, ModelEntry
-    from aegis.spec.platform import Node, Platform
     from aegis.spec.resolve import Resolved
 
 WATCH_SECONDS = 1.0  # how long the head listens before it looks at its own processes
@@ -58,60 +53,6 @@ class Stop(Exception):
         super().__init__(why)
         self.why = why
         self.error = error
-
-
-def place_on(platform: Platform, deployment: Deployment, nodes: int | None) -> tuple[Platform, Placement]:
-    """Return the platform with its devices counted, and the placement on at most so many nodes.
-
-    Raises:
-        PlacementError: it does not fit.
-    """
-    node = _sized(platform.node, deployment.models, nodes or 1)
-    placement = place(
-        deployment.models,
-        node,
-        port_start=deployment.port_start or PORT_START,
-        reserved_ports={deployment.registry_port or REGISTRY_PORT},
-        available_nodes=nodes,
-    )
-    return msgspec.structs.replace(platform, node=node), placement
-
-
-def _sized(node: Node, models: Sequence[ModelEntry], nodes: int) -> Node:
-    """Return the node with its devices counted; CPU shares grow until the models fit the nodes that there are."""
-    machine = detect_machine()
-    for spread in range(nodes, 0, -1):
-        sized = size_node(node, machine, models, spread)
-        if nodes_needed(models, sized) <= nodes:
-            break
-    return sized
-
-
-def refuse_shared_endpoints(file: Path, environ: Mapping[str, str]) -> None:
-    """Refuse a file that another live job keeps: two writers would take turns in it.
-
-    Raises:
-        ConfigError: a job keeps it, or there is no such folder.
-    """
-    if not file.parent.is_dir():
-        raise ConfigError(
-            f"the folder of the endpoints file is not there: {file.parent}",
-            hint="make it, or choose another with --endpoints-file",
-        )
-    path = os.path.realpath(file)
-    for run in known_runs(environ):
-        try:
-            other = run.read_manifest()
-        except NotFoundError:
-            continue
-        live = (
-            other.state not in ENDED and is_alive(other.pid, other.pid_started) and other.pid != os.getpid()
-        )
-        if live and other.endpoints_file and os.path.realpath(other.endpoints_file) == path:
-            raise ConfigError(
-                f"{file} is the endpoints file of {other.job}, which is running",
-                hint="choose another with --endpoints-file, or `aegis shutdown` that job",
-            )
 
 
 class Launch:

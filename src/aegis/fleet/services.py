@@ -14,6 +14,7 @@ from aegis.errors import RegistryUnreachable, SiteError
 from aegis.fleet.agent.processes import SHIM
 from aegis.processes import is_running
 from aegis.registry.client import RegistryClient
+from aegis.spec.deployment import REGISTRY_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from aegis.runs import RunDir
     from aegis.spec.platform import Platform
 
-REGISTRY_PORT = 8471
 PORTS_TRIED = 50  # after the default one, where the user named none
 REGISTRY_START_SECONDS = 30.0
 AGENT_RESTARTS = 3

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from aegis.errors import AegisError, DeadlineError, PartialSuccess, SiteError
-from aegis.fleet.launch import place_on
+from aegis.fleet.prepare import place_on
 from aegis.fleet.weights import find_weights
 from aegis.runs import find_run
 from aegis.schedulers.base import JobRequest
