@@ -52,6 +52,8 @@ class Manifest(Struct, kw_only=True):
     instances: int = 0
     nodes: int = 0
     platform: str = ""
+    secrets_file: str | None = None  # of the submission; removed when the job has ended
+    restarts: int = 0  # times that the scheduler put the job back into the queue
     registry_url: str | None = None
     base_url: str | None = None  # of the first healthy instance
     endpoints_file: str | None = None
@@ -90,9 +92,17 @@ class RunDir:
             AegisError: it cannot be made.
         """
         name = slug(model)
-        stem = f"{name}.{job_id}"
-        path = Path(os.path.abspath(Path(log_dir).expanduser())) / family(name) / stem  # noqa: PTH100 - links stay as the user wrote them
-        run = cls(path, stem)
+        root = Path(os.path.abspath(Path(log_dir).expanduser()))  # noqa: PTH100 - links stay as the user wrote them
+        return cls.make(root / family(name) / f"{name}.{job_id}")
+
+    @classmethod
+    def make(cls, path: Path) -> RunDir:
+        """Make the run directory at a path.
+
+        Raises:
+            AegisError: it cannot be made.
+        """
+        run = cls.at(path)
         try:
             for folder in (path, run.instances, run.nodes):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -176,15 +186,20 @@ def index_folder(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("AEGIS_STATE_DIR") or state / "aegis") / "jobs"
 
 
+def index_link(handle: str, environ: Mapping[str, str], home: str | None = None) -> str:
+    """Return the link of a job in the index; `home` where it is not that of the environment."""
+    folder = index_folder({**environ, "HOME": home} if home else environ)
+    return str(folder / handle.replace("://", ":").replace("/", "_"))
+
+
 def register(handle: str, run: RunDir, environ: Mapping[str, str]) -> None:
     """Link a job to its run directory.
 
     Raises:
         OSError: the link cannot be made.
     """
-    folder = index_folder(environ)
-    folder.mkdir(parents=True, exist_ok=True)
-    link = folder / handle.replace("://", ":").replace("/", "_")
+    link = Path(index_link(handle, environ))
+    link.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         link.unlink()
     link.symlink_to(run.path)

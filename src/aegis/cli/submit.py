@@ -35,20 +35,25 @@ def command(
     With --wait, return when every server is healthy or given up, and print the endpoints; exit 1 if the job ends first.
     """
     from aegis.fleet.prepare import refuse_shared_endpoints  # noqa: PLC0415 - start-up time
-    from aegis.fleet.submit import job_request, scheduler_for, wait_until_ready  # noqa: PLC0415 - start-up time
+    from aegis.fleet.submit import Place, job_request, scheduler_for  # noqa: PLC0415 - start-up time
+    from aegis.fleet.wait import wait_until_ready  # noqa: PLC0415 - start-up time
+    from aegis.schedulers.transport import Here  # noqa: PLC0415 - start-up time
 
     if wait_timeout is not None and not options["wait"]:
         raise click.UsageError("--wait-timeout needs --wait")
     resolved = resolve_options(config, options, no_environment=no_environment)
-    scheduler = scheduler_for(resolved.deployment.scheduler, os.environ)
-    request = job_request(resolved)
+    scheduler = scheduler_for(resolved.deployment.scheduler, Here(os.environ), os.environ)
+    request = job_request([resolved], Place.here())
     script = scheduler.render(request)
     if dry_run:
         click.echo(script, nl=False)
         return
-    refuse_shared_endpoints(Path(request.endpoints_file), os.environ)
+    refuse_shared_endpoints(Path(request.components[0].endpoints_file), os.environ)
     secrets = {"HF_TOKEN": resolved.hf_token.reveal()} if resolved.hf_token else {}
-    handle = scheduler.submit(request, script, secrets)
+    submission = scheduler.submit(request, script, secrets)
+    handle = submission.handle
+    for warning in submission.warnings:
+        click.echo(f"warning: {warning}", err=True)
     endpoints: list[str] = []
     if resolved.deployment.wait:
         click.echo(f"submitted {handle}", err=True)

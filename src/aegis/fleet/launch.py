@@ -31,7 +31,8 @@ from aegis.fleet.services import RegistryProcess, agents_for, registry_client
 from aegis.fleet.weights import download, find_weights, path_of
 from aegis.processes import start_of
 from aegis.runs import Manifest, RunDir, register
-from aegis.schedulers.local import JOB_VARIABLE, RUN_DIR_VARIABLE, new_handle
+from aegis.schedulers.base import JOB_VARIABLE, RUN_DIR_VARIABLE
+from aegis.schedulers.local import new_handle
 from aegis.spec.walltime import format_walltime, parse_walltime
 
 if TYPE_CHECKING:

@@ -28,7 +28,10 @@ def place_on(platform: Platform, deployment: Deployment, nodes: int | None) -> t
     Raises:
         PlacementError: it does not fit.
     """
-    node = _sized(platform.node, deployment.models, nodes or 1)
+    node = platform.node
+    if deployment.gpus_per_node:
+        node = granted(node, deployment.gpus_per_node)
+    node = _sized(node, deployment.models, nodes or 1)
     placement = place(
         deployment.models,
         node,
@@ -37,6 +40,18 @@ def place_on(platform: Platform, deployment: Deployment, nodes: int | None) -> t
         available_nodes=nodes,
     )
     return msgspec.structs.replace(platform, node=node), placement
+
+
+def granted(node: Node, devices: int) -> Node:
+    """Return the node of which a job may use the first so many devices; where they lie is kept where it is known."""
+    sockets = tuple(tuple(each for each in socket if each < devices) for socket in node.sockets)
+    known = devices <= len(node.device_cpus)
+    return msgspec.structs.replace(
+        node,
+        devices=devices,
+        device_cpus=node.device_cpus[:devices] if known else (),
+        sockets=tuple(filter(None, sockets)) if devices <= sum(map(len, node.sockets)) else (),
+    )
 
 
 def _sized(node: Node, models: Sequence[ModelEntry], nodes: int) -> Node:

@@ -1,147 +1,184 @@
-"""From a resolved deployment to a job, and from a job to its endpoints."""
+"""From resolved deployments to one job."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct
 
-from aegis.errors import AegisError, DeadlineError, PartialSuccess, SiteError
+from aegis.errors import ConfigError, SiteError
 from aegis.fleet.prepare import place_on
 from aegis.fleet.weights import find_weights
-from aegis.runs import find_run
-from aegis.schedulers.base import JobRequest
-from aegis.schedulers.local import Local, status_of
+from aegis.runs import family, slug
+from aegis.schedulers.base import Component, JobRequest, Resources
 from aegis.spec.dump import dump_deployment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping, Sequence
 
-    from aegis.runs import Manifest
+    from aegis.placement import Placement
     from aegis.schedulers.base import Scheduler
+    from aegis.schedulers.transport import Transport
+    from aegis.spec.deployment import Deployment
+    from aegis.spec.platform import Platform
     from aegis.spec.resolve import Resolved
 
-POLL_SECONDS = 0.2
+# Where no Python is named: the one of `aegis` on the far side's PATH, which may be a link to a script of an environment
+FIND_PYTHON = 'p=$(command -v aegis) && p=$(readlink -f -- "$p") && [ -x "${p%/*}/python" ] && printf %s "${p%/*}/python"'
 
 
-def scheduler_for(name: str | None, environ: Mapping[str, str]) -> Scheduler:
-    """Return the scheduler of that name.
+class Place(Struct, frozen=True):
+    """The machine that a job is submitted from: this one, or a login node at the far end of ssh."""
+
+    home: str
+    folder: str  # absolute: what relative paths start from
+    python: str  # holds aegis
+
+    @classmethod
+    def here(cls) -> Place:
+        """Return this machine, as this process sees it."""
+        return cls(os.path.expanduser("~"), os.getcwd(), sys.executable)  # noqa: PTH109, PTH111 - text
+
+    @classmethod
+    def there(cls, transport: Transport, aegis_env: str | None) -> Place:
+        """Return the far side; `aegis_env` is the environment that holds aegis there.
+
+        Raises:
+            SiteError: no aegis is found there.
+        """
+        home = transport.home()
+        if aegis_env:
+            return cls(home, home, "")
+        found = transport.run(["bash", "-lc", FIND_PYTHON])
+        if found.code or not found.out.strip():
+            raise SiteError(
+                f"there is no aegis on {transport.name}",
+                hint="install it there, or name the environment that holds it with --aegis-env",
+            )
+        return cls(home, home, found.out.strip().splitlines()[-1])
+
+    def absolute(self, path: str) -> str:
+        """Return a path as this machine means it; links stay as the user wrote them."""
+        if path == "~" or path.startswith("~/"):
+            path = self.home + path[1:]
+        return os.path.normpath(Path(self.folder) / path)
+
+
+def scheduler_for(name: str | None, transport: Transport, environ: Mapping[str, str]) -> Scheduler:
+    """Return the scheduler of that name, at the end of a transport."""
+    if name == "slurm":
+        from aegis.schedulers.slurm import Slurm  # noqa: PLC0415 - only the one that is used
+
+        return Slurm(transport, environ)
+    if name == "pbs":
+        from aegis.schedulers.pbs import Pbs  # noqa: PLC0415 - as above
+
+        return Pbs(transport, environ)
+    from aegis.schedulers.local import Local  # noqa: PLC0415 - as above
+
+    return Local(environ)
+
+
+def job_request(resolved: Sequence[Resolved], place: Place, name: str | None = None) -> JobRequest:
+    """Return the job that serves some deployments, each on nodes of its own; refused here if one cannot be placed.
+
+    Args:
+        resolved: one for an ordinary job; they share scheduler and environment.
+        place: where paths mean what they say.
+        name: of the job (default: the first deployment's).
 
     Raises:
-        SiteError: this version cannot drive it.
+        PlacementError: one does not fit.
+        ConfigError: what is needed to ask for nodes is missing.
     """
-    if name in (None, "local"):
-        return Local(environ)
-    raise SiteError(
-        f"jobs of {name} cannot be submitted by this version",
-        hint="take an allocation yourself and run `aegis launch` in it, or use --platform local",
+    first = resolved[0].deployment
+    work_dir = place.absolute(first.work_dir or ".")
+    inside = msgspec.structs.replace(place, folder=work_dir)
+    env = first.aegis_env
+    return JobRequest(
+        name=name or first.name or slug(first.models[0].name),
+        components=tuple(_component(each, inside) for each in resolved),
+        work_dir=work_dir,
+        python=f"{place.absolute(env)}/bin/python" if env else place.python,
     )
 
 
-def job_request(resolved: Resolved) -> JobRequest:
-    """Return the job that serves a deployment; it is refused here if it cannot be placed.
-
-    Raises:
-        PlacementError: it does not fit.
-    """
-    deployment, platform = resolved.deployment, resolved.platform
-    nodes = platform.nodes if platform.launcher == "local" else None
-    _, placement = place_on(platform, deployment, nodes)
-    if platform.launcher == "local":  # the weights are on this machine or nowhere
-        for entry in deployment.models:
-            if not entry.download_weights:
-                find_weights(entry, skip_staging=deployment.skip_staging)
-    endpoints = os.path.abspath(deployment.endpoints_file)  # noqa: PTH100 - links stay as the user wrote them
-    log_dir = os.path.abspath(Path(deployment.log_dir).expanduser())  # noqa: PTH100 - as above
+def _component(resolved: Resolved, place: Place) -> Component:
+    deployment, platform, placement = _placed(resolved)
+    log_dir = place.absolute(deployment.log_dir)
+    endpoints = place.absolute(deployment.endpoints_file)
     named = msgspec.structs.replace(
         deployment, endpoints_file=endpoints, log_dir=log_dir, platform=_absolute(deployment.platform)
     )
     models = tuple(entry.name for entry in deployment.models)
-    aegis_env = deployment.aegis_env
-    return JobRequest(
-        name=deployment.name or models[0],
+    stem = slug(models[0])
+    return Component(
         models=models,
-        nodes=placement.nodes,
-        work_dir=os.getcwd(),  # noqa: PTH109 - text
-        log_dir=log_dir,
+        folder=f"{log_dir}/{family(stem)}",
+        stem=stem,
         endpoints_file=endpoints,
         deployment=dump_deployment(named, brief=True),
-        python=str(Path(aegis_env).expanduser() / "bin" / "python") if aegis_env else sys.executable,
-        walltime=deployment.walltime,
-        queue=deployment.queue,
-        account=deployment.account,
-        filesystems=deployment.filesystems,
-        directives=platform.directives,
+        resources=_resources(named, platform, placement),
     )
 
 
-def wait_until_ready(
-    handle: str, environ: Mapping[str, str], say: Callable[[str], None], timeout: float | None = None
-) -> list[str]:
-    """Wait until every instance of a job is healthy or given up, and return the endpoints.
-
-    Args:
-        handle: the job.
-        environ: where jobs are indexed.
-        say: gets a line for each line of the job's own progress.
-        timeout: seconds to wait at most.
-
-    Raises:
-        AegisError: the job ended first; the message says why.
-        DeadlineError: the timeout passed.
-        PartialSuccess: some instances are healthy, the others were given up.
-    """
-    run = find_run(handle, environ)
-    began = time.monotonic()
-    told = 0
-    while True:
-        manifest = run.read_manifest()
-        told = _pass_on(run.err, told, say)
-        status = status_of(manifest)
-        if status.state in {"FAILED", "SHUTDOWN"}:
-            raise AegisError(
-                f"job {handle} ended before its servers were ready: {status.reason.splitlines()[0] if status.reason else status.state}",
-                hint=f"its log is {run.err}",
-            )
-        if manifest.settled:
-            return _endpoints(manifest)
-        if timeout is not None and time.monotonic() - began > timeout:
-            raise DeadlineError(
-                f"job {handle} is not ready after {timeout:.0f} s", hint=f"its log is {run.err}"
-            )
-        time.sleep(POLL_SECONDS)
-
-
-def _endpoints(manifest: Manifest) -> list[str]:
-    lines = Path(manifest.endpoints_file or "").read_text().split()
-    if len(lines) < manifest.instances:
-        print(*lines, sep="\n")  # noqa: T201 - data, also when the exit code is 7
-        raise PartialSuccess(
-            f"{len(lines)} of {manifest.instances} instances are healthy", hint="see `aegis status`"
+def _placed(resolved: Resolved) -> tuple[Deployment, Platform, Placement]:
+    """Return the deployment with the devices pinned that it will be placed on, and that placement."""
+    deployment, platform = resolved.deployment, resolved.platform
+    if platform.launcher == "local":
+        placed, placement = place_on(platform, deployment, platform.nodes)
+        for entry in deployment.models:  # the weights are on this machine or nowhere
+            if not entry.download_weights:
+                find_weights(entry, skip_staging=deployment.skip_staging)
+        return deployment, placed, placement
+    simulated = all(entry.engine == "sim" for entry in deployment.models)
+    if not platform.node.devices and not deployment.gpus_per_node and not simulated:
+        raise ConfigError(
+            f"platform {platform.name} does not say how many devices a node has",
+            hint="give --gpus-per-node, or write a profile of your site that extends it",
         )
-    return lines
+    nodes = deployment.nodes or (None if platform.node.devices or deployment.gpus_per_node else 1)
+    placed, placement = place_on(platform, deployment, nodes)
+    if platform.shared_nodes and not deployment.gpus_per_node and platform.node.devices:
+        used = most_devices(placement)
+        deployment = msgspec.structs.replace(deployment, gpus_per_node=used)
+    return deployment, placed, placement
 
 
-def _pass_on(log: Path, told: int, say: Callable[[str], None]) -> int:
-    """Say what was added to a log since; return how far it was read."""
-    try:
-        with log.open("rb") as stream:
-            stream.seek(told)
-            text = stream.read()
-    except OSError:
-        return told
-    whole = text[: text.rfind(b"\n") + 1]
-    for line in whole.decode(errors="replace").splitlines():
-        if line.startswith(
-            "error: "
-        ):  # the last words of a job; who waits for it says them again, with the job's name
-            break
-        say(line)
-    return told + len(whole)
+def _resources(deployment: Deployment, platform: Platform, placement: Placement) -> Resources:
+    devices = deployment.gpus_per_node or platform.node.devices
+    shares = devices if platform.shared_nodes and devices else 0
+    memory = shares * (platform.memory_per_device_gib or 0)
+    return Resources(
+        nodes=deployment.nodes or placement.nodes,
+        devices=devices,
+        device_type=deployment.resource_type or platform.gpu_type,
+        device_option=platform.gpus,
+        cpus=deployment.cpus_per_node or shares * (platform.cpus_per_device or 0) or None,
+        memory=deployment.mem_per_node or (f"{memory}G" if memory else None),
+        walltime=deployment.walltime,
+        queue=deployment.queue,
+        account=deployment.account,
+        qos=deployment.qos,
+        constraint=deployment.constraint,
+        nodelist=deployment.nodelist,
+        exclude=deployment.exclude,
+        filesystems=deployment.filesystems,
+        directives=(*platform.directives, *deployment.directives),
+    )
+
+
+def most_devices(placement: Placement) -> int:
+    """Return how many devices the fullest node uses."""
+    used: dict[int, int] = {}
+    for instance in placement.instances:
+        for member in instance.members:
+            used[member.node] = used.get(member.node, 0) + len(member.devices)
+    return max(used.values(), default=0)
 
 
 def _absolute(platform: str) -> str:

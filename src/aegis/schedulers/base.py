@@ -14,30 +14,75 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
+from aegis.errors import SiteError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from aegis.runs import JobState
+
+JOB_VARIABLE = "AEGIS_JOB"  # inside a job: its handle
+RUN_DIR_VARIABLE = "AEGIS_RUN_DIR"  # inside a job: where it writes
+SECRETS_VARIABLE = "AEGIS_SECRETS_FILE"  # inside a job: a file of its owner alone, JSON of name -> value
+GROUP_VARIABLE = "AEGIS_HET_GROUP"  # inside a component of a Slurm het job: its number
+SECRET_NAMES = (
+    "HF_TOKEN",
+    "VLLM_API_KEY",
+)  # of the environment: engines need them, schedulers must not store them
+# Of the environment of whoever submits: what a job needs and its script does not say. PBS passes nothing else.
+PASSED = (SECRETS_VARIABLE, "AEGIS_AGENT_POLICY", "AEGIS_PLATFORM_DIR", "AEGIS_STATE_DIR", "XDG_STATE_HOME")
+
+
+class SchedulerUnavailable(SiteError):
+    """The scheduler does not answer, or the way to it is cut; what is known of its jobs stays known, and grows old."""
+
+    transient = True
+
+
+class Resources(Struct, frozen=True, kw_only=True):
+    """What one component of a job asks of the scheduler."""
+
+    nodes: int
+    devices: int | None = None  # per node; None: whole nodes, or a scheduler that does not count devices
+    device_type: str | None = None  # as the scheduler spells it: a100, l40s
+    device_option: str = "none"  # `gpus` of the platform: how devices are asked for
+    cpus: int | None = None  # per node
+    memory: str | None = None  # per node, such as 64G
+    walltime: str | None = None  # HH:MM:SS
+    queue: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    filesystems: str | None = None
+    directives: tuple[str, ...] = ()  # further ones, as the scheduler spells them
+
+
+class Component(Struct, frozen=True, kw_only=True):
+    """One deployment of a job: most jobs have one, a batch launch has one per model."""
+
+    models: tuple[str, ...]
+    folder: str  # absolute: <log_dir>/<family>
+    stem: str  # the run directory is <folder>/<stem>.<job id>
+    endpoints_file: str  # absolute
+    deployment: str  # YAML: the job's own copy, so that the script is the whole job
+    resources: Resources
 
 
 class JobRequest(Struct, frozen=True, kw_only=True):
     """One job, as any scheduler can run it."""
 
     name: str
-    models: tuple[str, ...]
-    nodes: int
+    components: tuple[Component, ...]  # at least one
     work_dir: str
-    log_dir: str
-    endpoints_file: str  # absolute
-    deployment: str  # YAML: the job's own copy, so that the script is the whole job
     python: str  # the Python that holds aegis on the nodes
-    walltime: str | None = None
-    queue: str | None = None
-    account: str | None = None
-    filesystems: str | None = None
-    directives: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()  # shell lines before aegis itself runs
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of all components."""
+        return tuple(model for component in self.components for model in component.models)
 
 
 class SchedulerInfo(Struct, frozen=True):
@@ -48,19 +93,37 @@ class SchedulerInfo(Struct, frozen=True):
     detail: str
 
 
+class Submission(Struct, frozen=True):
+    """A job that was accepted."""
+
+    handle: str  # of the job; component k of several is `<handle>+k`
+    warnings: tuple[str, ...] = ()  # what the scheduler said besides
+
+
 class JobStatus(Struct, frozen=True, kw_only=True):
-    """What a scheduler knows of a job."""
+    """What a scheduler knows of a job; a job that runs is LAUNCHING, for whether its servers answer is not its business."""
 
     state: JobState
-    reason: str = ""
+    reason: str = ""  # in words: why it waits, or why it ended
+    word: str = ""  # the scheduler's own: COMPLETING, F
     exit_code: int | None = None
+    signal: int | None = None
+    nodes: str = ""  # host list, as the scheduler writes it
+    submitted: float | None = None  # epoch seconds, as the next two
+    started: float | None = None
+    ended: float | None = None
+    walltime: int | None = None  # seconds
+    restarts: int = 0
+    log: str = ""  # file that the scheduler itself writes the job's output to
+    name: str = ""
+    age: float = 0.0  # seconds since the scheduler said so
 
 
 class JobLogs(Struct, frozen=True):
     """Where a job writes."""
 
-    out: Path
-    err: Path
+    out: str
+    err: str
 
 
 class Scheduler(Protocol):
@@ -76,18 +139,39 @@ class Scheduler(Protocol):
         """Return the job script."""
         ...
 
-    def submit(self, request: JobRequest, script: str, secrets: Mapping[str, str]) -> str:
-        """Submit a script and return the job's handle; secrets travel outside the script and every argv."""
+    def submit(self, request: JobRequest, script: str, secrets: Mapping[str, str]) -> Submission:
+        """Submit a script and record the job; secrets travel outside the script and every argv.
+
+        Raises:
+            SiteError: the scheduler refuses; the message is its own.
+            SchedulerUnavailable: it does not answer.
+        """
         ...
 
     def query(self, handles: Sequence[str]) -> dict[str, JobStatus]:
-        """Return the state of each job, in one question to the scheduler."""
+        """Return the state of each job, in one question to the scheduler; ended ones are asked of its accounting.
+
+        A job that neither knows is left out.
+
+        Raises:
+            SchedulerUnavailable: it does not answer.
+        """
         ...
 
     def cancel(self, handle: str) -> None:
-        """End a job: its servers are stopped first."""
+        """End a job, or one component of it.
+
+        Raises:
+            NotFoundError: the scheduler does not know it.
+            SiteError: it refuses.
+            SchedulerUnavailable: it does not answer.
+        """
         ...
 
     def logs(self, handle: str) -> JobLogs:
-        """Return where a job writes."""
+        """Return where a job writes.
+
+        Raises:
+            NotFoundError: there is no such job.
+        """
         ...

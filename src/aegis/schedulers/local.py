@@ -13,7 +13,15 @@ from aegis.errors import AegisError, NotFoundError, SiteError
 from aegis.files import write_atomically
 from aegis.processes import is_alive, signal_process, start_of
 from aegis.runs import ENDED, Manifest, RunDir, find_run, known_runs, register
-from aegis.schedulers.base import JobLogs, JobRequest, JobStatus, SchedulerInfo
+from aegis.schedulers.base import (
+    JOB_VARIABLE,
+    RUN_DIR_VARIABLE,
+    JobLogs,
+    JobRequest,
+    JobStatus,
+    SchedulerInfo,
+    Submission,
+)
 from aegis.schedulers.script import script as job_script
 from aegis.spec.walltime import parse_walltime
 
@@ -23,8 +31,6 @@ if TYPE_CHECKING:
 ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # 32 letters, none that looks like another
 ID_LENGTH = 6
 GRACE_SECONDS = 5
-JOB_VARIABLE = "AEGIS_JOB"
-RUN_DIR_VARIABLE = "AEGIS_RUN_DIR"
 
 
 def new_handle() -> str:
@@ -48,24 +54,26 @@ class Local:
         """Return the job script."""
         return job_script(request)
 
-    def submit(self, request: JobRequest, script: str, secrets: Mapping[str, str]) -> str:
+    def submit(self, request: JobRequest, script: str, secrets: Mapping[str, str]) -> Submission:
         """Start the job in the background and return its handle.
 
         Raises:
             AegisError: the run directory cannot be written, or bash is missing.
         """
         handle = new_handle()
-        run = RunDir.create(request.log_dir, request.models[0], handle.partition("://")[2])
+        component = request.components[0]
+        resources = component.resources
+        run = RunDir.make(Path(component.folder, f"{component.stem}.{handle.partition('://')[2]}"))
         manifest = Manifest(
             job=handle,
             name=request.name,
             models=list(request.models),
             run_dir=str(run.path),
             created=time.time(),
-            walltime=parse_walltime(request.walltime) if request.walltime else None,
+            walltime=parse_walltime(resources.walltime) if resources.walltime else None,
             host=os.uname().nodename,
-            nodes=request.nodes,
-            endpoints_file=request.endpoints_file,
+            nodes=resources.nodes,
+            endpoints_file=component.endpoints_file,
         )
         process = None
         try:
@@ -91,7 +99,7 @@ class Local:
                 f"the job cannot be started: {error.filename or run.path}: {error.strerror}",
                 hint="choose another directory with --log-dir",
             ) from None
-        return handle
+        return Submission(handle)
 
     def query(self, handles: Sequence[str]) -> dict[str, JobStatus]:
         """Return the state of each job: what its manifest says, unless its process is gone."""
@@ -130,7 +138,7 @@ class Local:
             NotFoundError: there is no such job.
         """
         run = find_run(handle, self.environ)
-        return JobLogs(run.out, run.err)
+        return JobLogs(str(run.out), str(run.err))
 
 
 def status_of(manifest: Manifest) -> JobStatus:

@@ -15,6 +15,7 @@ Count: TypeAlias = Annotated[int, Meta(ge=1)]
 Port: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
 EngineName = Literal["vllm", "sglang", "sim"]
 SchedulerName = Literal["local", "pbs", "slurm"]
+Executor = Literal["mp", "ray"]
 
 REGISTRY_PORT = 8471
 PORT_START = 8000
@@ -32,6 +33,10 @@ class ModelEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     tensor_parallel_size: Annotated[Count, Meta(description="devices over which each layer is split")] = 1
     pipeline_parallel_size: Annotated[Count, Meta(description="groups over which the layers are split")] = 1
     data_parallel_size: Annotated[Count, Meta(description="replicas inside one server")] = 1
+    distributed_executor: Annotated[
+        Executor,
+        Meta(description="how a server over several nodes finds its parts: the engine's own launch, or Ray"),
+    ] = "mp"
     model_source: Annotated[
         Text | None,
         Meta(description="directory that holds the weights (a model or a Hugging Face cache entry)"),
@@ -80,6 +85,26 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     walltime: Annotated[Text | None, Meta(description="time limit of the job, HH:MM:SS")] = None
     queue: Annotated[Text | None, Meta(description="queue or partition")] = None
     account: Annotated[Text | None, Meta(description="project that pays")] = None
+    qos: Annotated[Text | None, Meta(description="quality of service (Slurm)")] = None
+    nodes: Annotated[
+        Count | None, Meta(description="nodes of the job (default: as many as the servers need)")
+    ] = None
+    gpus_per_node: Annotated[
+        Count | None, Meta(description="devices to use on each node (default: those of the platform)")
+    ] = None
+    resource_type: Annotated[
+        Text | None, Meta(description="type of device to ask the scheduler for, such as a100")
+    ] = None
+    cpus_per_node: Annotated[Count | None, Meta(description="CPU cores to ask for on each node")] = None
+    mem_per_node: Annotated[Text | None, Meta(description="memory to ask for on each node, such as 64G")] = (
+        None
+    )
+    constraint: Annotated[Text | None, Meta(description="features that the nodes must have (Slurm)")] = None
+    nodelist: Annotated[Text | None, Meta(description="nodes to run on")] = None
+    exclude: Annotated[Text | None, Meta(description="nodes not to run on (Slurm)")] = None
+    directives: Annotated[
+        tuple[str, ...], Meta(description="further directives of the scheduler, such as --mail-type=END")
+    ] = ()
     filesystems: Annotated[Text | None, Meta(description="PBS filesystems directive, such as flare:home")] = (
         None
     )
@@ -92,6 +117,14 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Text | None, Meta(description="conda-pack tarball to distribute and activate on all nodes")
     ] = None
     venv: Annotated[Text | None, Meta(description="virtual environment that holds the engine")] = None
+    modules: Annotated[tuple[str, ...], Meta(description="modules to load before the engine starts")] = ()
+    image: Annotated[Text | None, Meta(description="apptainer image that holds the engine")] = None
+    bind: Annotated[
+        tuple[str, ...], Meta(description="paths to bind into the container, each SOURCE[:TARGET[:OPTIONS]]")
+    ] = ()
+    work_dir: Annotated[
+        Text | None, Meta(description="working directory of the job (default: the current one)")
+    ] = None
     aegis_env: Annotated[
         Text | None, Meta(description="environment that holds aegis on the compute nodes")
     ] = None

@@ -35,6 +35,7 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     device_cpus: tuple[str, ...] = ()  # per device a CPU list, "1-8,105-112"
     sockets: tuple[tuple[int, ...], ...] = ()  # devices by socket; empty: one socket
     devices_per_card: Positive = 1  # neighbours joined by a faster link
+    cores: Positive | None = None  # CPU cores that a job may have; None: not known
     memory_gib: float | None = None
     local_path: str = "/tmp"  # noqa: S108 - the node-local file system of most sites
 
@@ -69,4 +70,11 @@ class Platform(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     defaults: dict[str, str] = {}  # deployment keys that the site presets: filesystems, walltime, queue
     required: tuple[str, ...] = ()  # deployment keys that the site's scheduler insists on
     directives: tuple[str, ...] = ()  # further scheduler directives of every job
+    gpus: Literal["gres", "gpus-per-node", "none"] = "none"  # how Slurm is asked for devices
+    gpu_type: str | None = None  # as the scheduler spells it: l40s
+    shared_nodes: bool = False  # jobs share nodes: only what is used is asked for
+    cpus_per_device: Positive | None = None  # what to ask for on shared nodes
+    memory_per_device_gib: Positive | None = None  # as above
+    container: Literal["apptainer", "singularity"] = "apptainer"
+    container_args: tuple[str, ...] = ()  # such as --nv, --rocm
     queues: tuple[Queue, ...] = ()
