@@ -55,9 +55,9 @@ class Problem(NamedTuple):
 class DeploymentError(ConfigError):
     """A deployment, catalog or platform file has problems; all of them are listed."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[Problem], *, hint: str | None = None) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        super().__init__("\n".join(str(problem) for problem in self.problems), hint=hint)
 
 
 class PlacementError(ConfigError):

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 START_FIELD = 19  # of /proc/PID/stat after the command's closing bracket: starttime, proc(5)
 
@@ -24,19 +20,6 @@ def start_of(pid: int) -> int | None:
 def is_alive(pid: int | None, started: int | None) -> bool:
     """Tell whether that very process still runs on this machine."""
     return pid is not None and started is not None and start_of(pid) == started
-
-
-def is_running(arguments: Sequence[str]) -> bool:
-    """Tell whether a live process of this machine has these arguments, in this order and together."""
-    wanted = b"\0".join([b"", *map(os.fsencode, arguments), b""])
-    for entry in os.listdir("/proc"):  # noqa: PTH208 - names are enough
-        if entry.isdigit():
-            try:
-                if wanted in Path(f"/proc/{entry}/cmdline").read_bytes() and start_of(int(entry)) is not None:
-                    return True
-            except OSError:
-                continue
-    return False
 
 
 def signal_process(pid: int, started: int, number: int) -> bool:

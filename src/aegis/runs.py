@@ -25,7 +25,7 @@ from aegis.files import write_atomically
 from aegis.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 JobState = Literal["PENDING", "LAUNCHING", "READY", "FAILED", "SHUTDOWN", "UNKNOWN"]
 ENDED: tuple[JobState, ...] = ("FAILED", "SHUTDOWN")
@@ -52,8 +52,11 @@ class Manifest(Struct, kw_only=True):
     instances: int = 0
     nodes: int = 0
     platform: str = ""
+    queue: str = ""  # as it was asked for: a routing queue sends jobs on
     secrets_file: str | None = None  # of the submission; removed when the job has ended
     restarts: int = 0  # times that the scheduler put the job back into the queue
+    accounted: bool = False  # the scheduler's last word is in it: nothing is left to ask
+    log: str = ""  # the scheduler's own, of a job that never began one
     registry_url: str | None = None
     base_url: str | None = None  # of the first healthy instance
     endpoints_file: str | None = None
@@ -207,41 +210,126 @@ def register(handle: str, run: RunDir, environ: Mapping[str, str]) -> None:
 
 def known_runs(environ: Mapping[str, str]) -> Iterator[RunDir]:
     """Yield the run directories of this user's jobs, oldest first; links to what was deleted are dropped."""
-    folder = index_folder(environ)
-    try:
-        links = sorted(folder.iterdir(), key=lambda link: link.lstat().st_mtime)
-    except OSError:
-        return
-    for link in links:
-        try:
-            path = link.readlink()
-        except OSError:
-            continue
-        if path.is_dir():
-            yield RunDir.at(path)
-        elif path.parent.is_dir():  # not merely a file system that is away
-            with contextlib.suppress(OSError):
-                link.unlink()
+    for link in sorted(_links(environ).values(), key=_made):
+        if run := _target(link):
+            yield run
 
 
-def find_run(handle: str, environ: Mapping[str, str]) -> RunDir:
+def find_runs(text: str, environ: Mapping[str, str]) -> list[RunDir]:
+    """Return the run of a job, or one for each component of it; nothing where no job is meant.
+
+    Raises:
+        NotFoundError: more than one job may be meant.
+    """
+    links = _links(environ)
+    runs = [_target(links[handle]) for handle in select(text, links)]
+    return [run for run in runs if run]
+
+
+def index_handles(environ: Mapping[str, str]) -> list[str]:
+    """Return the handles of all jobs in the index."""
+    return list(_links(environ))
+
+
+def find_run(text: str, environ: Mapping[str, str]) -> RunDir:
     """Return the run of a handle (`local://k3f9`, or `k3f9` where that is unambiguous).
 
     Raises:
         NotFoundError: there is none, or more than one.
     """
-    runs = {}
-    for run in known_runs(environ):
-        with contextlib.suppress(NotFoundError):
-            runs[run.read_manifest().job] = run
-    if handle in runs:
-        return runs[handle]
-    matches = [job for job in runs if job.partition("://")[2] == handle]
-    if len(matches) == 1:
-        return runs[matches[0]]
-    if matches:
-        raise NotFoundError(f"`{handle}` may be any of {', '.join(matches)}", hint="give the whole handle")
-    known = [*runs, *(job.partition("://")[2] for job in runs)]
-    raise NotFoundError(
-        f"there is no job `{handle}`", hint=did_you_mean(handle, known) or "`aegis status` lists the jobs"
-    )
+    runs = find_runs(text, environ)
+    if not runs:
+        raise unknown_job(text, _links(environ))
+    if len(runs) > 1:
+        raise several(text, [run.read_manifest().job for run in runs])
+    return runs[0]
+
+
+def select(text: str, handles: Collection[str]) -> list[str]:
+    """Return the handles that a text may mean: one, or those of all components of one job.
+
+    Raises:
+        NotFoundError: more than one job may be meant.
+    """
+    found = [text] if text in handles else [handle for handle in handles if is_meant(text, handle)]
+    if len({job_of(handle) for handle in found}) > 1:
+        raise NotFoundError(
+            f"`{text}` may be any of {', '.join(sorted(found))}", hint="give the whole handle"
+        )
+    return sorted(found, key=component_of)
+
+
+def is_meant(text: str, handle: str) -> bool:
+    """Tell whether a text means a job: its handle or id, of PBS up to any label, of several components without theirs."""
+    scheme, given, wanted = text.rpartition("://")
+    own, _, known = handle.partition("://")
+    if given and scheme != own:
+        return False
+    wanted, plus, component = wanted.partition("+")
+    known, _, part = known.partition("+")
+    if plus and component != part:
+        return False
+    short, long = sorted((wanted, known), key=len)
+    return wanted == known or bool(own == "pbs" and short and long.startswith(f"{short}."))
+
+
+def job_of(handle: str) -> str:
+    """Return the handle of the whole job."""
+    return handle.partition("+")[0]
+
+
+def component_of(handle: str) -> int:
+    """Return which component of its job a handle names; 0 where it names none."""
+    number = handle.partition("+")[2]
+    return int(number) if number.isdecimal() else 0
+
+
+def unknown_job(text: str, handles: Collection[str]) -> NotFoundError:
+    """Return the error for a text that means no job."""
+    known = [*handles, *(handle.partition("://")[2] for handle in handles)]
+    hint = did_you_mean(text, known) or "`aegis status` lists the jobs"
+    return NotFoundError(f"there is no job `{text}`", hint=hint)
+
+
+def several(text: str, handles: Collection[str]) -> NotFoundError:
+    """Return the error for a text that means a job of several components where one is needed."""
+    return NotFoundError(f"`{text}` has {len(handles)} components", hint=f"name one of {', '.join(handles)}")
+
+
+def forget(paths: Collection[Path], environ: Mapping[str, str]) -> None:
+    """Take run directories out of the index."""
+    gone = {str(path) for path in paths}
+    for link in _links(environ).values():
+        with contextlib.suppress(OSError):
+            if os.readlink(link) in gone:  # noqa: PTH115 - text in, text out
+                os.unlink(link)  # noqa: PTH108 - as above
+
+
+def _links(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the link of every job in the index, by handle."""
+    try:
+        with os.scandir(index_folder(environ)) as entries:
+            return {entry.name.replace(":", "://", 1): entry.path for entry in entries if entry.is_symlink()}
+    except OSError:
+        return {}
+
+
+def _made(link: str) -> float:
+    try:
+        return os.lstat(link).st_mtime
+    except OSError:  # somebody dropped it meanwhile
+        return 0.0
+
+
+def _target(link: str) -> RunDir | None:
+    """Return the run that a link leads to; a link to what was deleted is dropped."""
+    try:
+        path = Path(link).readlink()
+    except OSError:
+        return None
+    if path.is_dir():
+        return RunDir.at(path)
+    if path.parent.is_dir():  # not merely a file system that is away
+        with contextlib.suppress(OSError):
+            os.unlink(link)  # noqa: PTH108 - text in
+    return None

@@ -29,12 +29,26 @@ TOP: dict[str, tuple[Any, str | None, list[str], Any]] = {
     "walltime": ("01:00:00", "02:00:00", ["03:00:00"], "03:00:00"),
     "queue": ("file", "variable", ["flag"], "flag"),
     "account": ("file", "variable", ["0123"], "0123"),
+    "qos": ("file", "variable", ["flag"], "flag"),
+    "nodes": (1, "2", ["3"], 3),
+    "gpus_per_node": (1, "2", ["3"], 3),
+    "resource_type": ("file", "variable", ["flag"], "flag"),
+    "cpus_per_node": (1, "2", ["3"], 3),
+    "mem_per_node": ("1G", "2G", ["3G"], "3G"),
+    "constraint": ("file", "variable", ["flag"], "flag"),
+    "nodelist": ("file", "variable", ["flag"], "flag"),
+    "exclude": ("file", "variable", ["flag"], "flag"),
+    "directives": (["--file"], None, ["--flag=1"], ["--flag=1"]),
     "filesystems": ("file", "variable", ["flag"], "flag"),
     "port_start": (9000, "9100", ["9200"], 9200),
     "registry_port": (9001, "9101", ["9201"], 9201),
     "hf_home": ("/file", "/variable", ["/flag"], "/flag"),
     "conda_env": ("/file", "/variable", ["/flag"], "/flag"),
     "venv": ("/file", "/variable", ["/flag"], "/flag"),
+    "modules": (["file"], None, ["flag"], ["flag"]),
+    "image": ("/file", "/variable", ["/flag"], "/flag"),
+    "bind": (["/file"], None, ["/flag"], ["/flag"]),
+    "work_dir": ("/file", "/variable", ["/flag"], "/flag"),
     "aegis_env": ("/file", "/variable", ["/flag"], "/flag"),
     "startup_timeout": (1, "2", ["3"], 3),
     "max_restarts": (1, "2", ["0"], 0),
@@ -51,6 +65,7 @@ MODEL: dict[str, tuple[Any, str | None, list[str], Any]] = {
     "tensor_parallel_size": (1, "2", ["3"], 3),
     "pipeline_parallel_size": (1, "2", ["3"], 3),
     "data_parallel_size": (1, "2", ["3"], 3),
+    "distributed_executor": ("mp", "mp", ["ray"], "ray"),
     "model_source": ("/file", "/variable", ["/flag"], "/flag"),
     "download_weights": (False, "false", [], True),
     "extra_vllm_args": (["--file"], None, ["--flag", "1"], ["--flag", "1"]),
@@ -101,7 +116,7 @@ def test_flag_beats_variable_beats_file(
     if in_variable is not None:
         monkeypatch.setenv(f"AEGIS_{key.upper()}", in_variable)
         value, origin = shown(aegis(*command), key)
-        assert (str(value).lower(), origin) == (in_variable, f"AEGIS_{key.upper()}")
+        assert (str(value).lower(), origin) == (in_variable.lower(), f"AEGIS_{key.upper()}")
         assert shown(aegis(*command, "--no-environment"), key) == (in_file, f"f.yaml:{line}")
     flag = f"--{key.replace('_', '-')}"
     value, origin = shown(aegis(*command, flag, *words), key)

@@ -128,8 +128,36 @@ def test_words_like_error_in_a_good_start_are_no_cause() -> None:
         ("OSError: [Errno 28] No space left on device", "disk full: no space left on device", False),
         (
             "aegis: cannot run vllm: No such file or directory",
-            "engine not found: vllm: No such file or directory; set `venv:` or the platform's `setup:`",
+            "engine not found: vllm: No such file or directory; set `venv:`, `image:`, `modules:` or the platform's `setup:`",
             True,
+        ),
+        (
+            "aegis: cannot start: module no/such cannot be loaded",
+            "module no/such cannot be loaded",
+            True,
+        ),
+        (
+            'FATAL:   "vllm": executable file not found in $PATH',
+            "engine not found: vllm is not in the image",
+            True,
+        ),
+        (
+            "FATAL:   could not open image /x y.sif: failed to retrieve path for /x y.sif: lstat /x y.sif: no such file",
+            "the image cannot be opened: /x y.sif",
+            True,
+        ),
+        (
+            (
+                "FATAL:   container creation failed: mount hook function failure: mount /d->/d error: while mounting /d:"
+                " mount source /d doesn't exist"
+            ),
+            "not on this node, so not to be bound into the container: /d",
+            True,
+        ),
+        (
+            "FATAL:   container creation failed: unable to set up a user namespace",
+            "container creation failed: unable to set up a user namespace",
+            False,
         ),
         (
             "RuntimeError: Failed to infer device type, please",

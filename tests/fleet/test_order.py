@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +24,10 @@ from aegis.fleet.order import (
     Fleet,
     NodeOrder,
     Weights,
-    conda_lines,
     fleet_file,
     node_orders,
     port_block,
     service_names,
-    with_setup,
 )
 from aegis.placement import PORT_STRIDE, place
 from aegis.runs import RunDir
@@ -256,108 +253,56 @@ def test_members_know_their_instance_and_rank_zero_serves() -> None:
     assert (member.metadata["rank"], member.metadata["members"]) == (1, 2)
 
 
-# ------------------------------------------------------------------------------------------- shell
+# ------------------------------------------------------------------------------------------- containers
 
 
-def test_arguments_pass_the_set_up_lines_unharmed(tmp_path: Path) -> None:
-    show = 'import os, sys; print(ascii((sys.argv[1:], os.environ["SITE"])))'
-    argv = with_setup(["/usr/bin/env", "python3", "-c", show, *HOSTILE], ["export SITE='a b'", "true"])
-    assert argv[:2] == ["bash", "-lc"]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == ascii((HOSTILE, "a b"))
-    assert not (tmp_path / "X").exists()
+def contained(entry: ModelEntry, *weights: Weights, **keys: Any) -> dict[str, Any]:
+    made = fleet(entry, platform={"env": {"A": "site", "TMPDIR": "/scratch"}}, image="vllm.sif", **keys)
+    if weights:
+        made = msgspec.structs.replace(made, weights=weights)
+    return orders_of(node_orders(made)[0])[0]
 
 
-def test_without_set_up_there_is_no_shell() -> None:
-    assert with_setup(("a", "b"), []) == ["a", "b"]
+def test_in_a_container_only_what_the_engine_is_to_see_is_passed_and_devices_are_passed_late() -> None:
+    order = contained(ModelEntry(model="m", env={"B": 'a,b\n"$(x)'}))
+    env = order["env"]
+    assert (env["APPTAINERENV_A"], env["APPTAINERENV_B"]) == ("site", 'a,b\n"$(x)')
+    assert env["APPTAINERENV_VLLM_PORT"] == INTERNAL_PORT_MARK  # filled in by the agent
+    assert "A" not in env
+    # the agent alone knows which devices were granted: it changes MASK, and the shell passes that on
+    assert env["MASK"] == "0"
+    assert "APPTAINERENV_MASK" not in env
+    words = order["argv"]
+    assert words[:2] == ["bash", "-lc"]
+    assert "for name in AEGIS_START MASK HF_TOKEN VLLM_API_KEY RAY_AUTH_TOKEN; do" in words[2]
+    assert words[4:7] == ["apptainer", "exec", "--cleanenv"]
+    image = words.index("/somewhere/vllm.sif")
+    assert words[image - 2 : image] == ["--pwd", "/somewhere"]
+    assert words[image + 1 : image + 3] == ["vllm", "serve"]
 
 
-@pytest.fixture
-def packed(tmp_path: Path) -> Path:
-    """A conda-pack tarball with a hostile name, whose conda-unpack counts its runs."""
-    source = tmp_path / "source" / "bin"
-    source.mkdir(parents=True)
-    (source / "activate").write_text('export ACTIVE="$conda_env"\n')
-    (source / "conda-unpack").write_text(f'#!/bin/sh\nsleep 0.2\necho run >> "{tmp_path}/unpacked"\n')
-    (source / "conda-unpack").chmod(0o755)
-    tarball = tmp_path / "it's $(touch X) a:b.tar.gz"
-    subprocess.run(
-        ["tar", "--force-local", "-czf", str(tarball), "-C", str(source.parent), "bin"], check=True
-    )
-    return tarball
+@pytest.mark.parametrize(
+    ("path", "folder"),
+    [("/w/model", "/w/model"), ("/hub/models--org--m/snapshots/abc", "/hub/models--org--m")],
+)
+def test_a_container_sees_the_weights_and_the_files_that_they_link_to(path: str, folder: str) -> None:
+    words = contained(ModelEntry(model="m"), Weights(path, local=True), hf_home="/hf")["argv"]
+    mounted = [words[at + 1] for at, word in enumerate(words) if word == "--mount"]
+    folders = ["/somewhere", "/hf", "/tmp", "/scratch", folder]
+    assert mounted == [f"type=bind,source={each},destination={each}" for each in folders]
+    assert path in words
 
 
-def conda(environment: Path, local: Path) -> subprocess.Popen[str]:
-    argv = with_setup(["printenv", "ACTIVE"], conda_lines(str(environment), str(local)))
-    pipe = subprocess.PIPE
-    return subprocess.Popen(argv, cwd=local, stdout=pipe, stderr=pipe, text=True)
+def test_sglang_runs_on_the_images_python_and_the_simulated_engine_on_ours() -> None:
+    words = contained(ModelEntry(model="m", engine="sglang"))["argv"]
+    assert words[words.index("/somewhere/vllm.sif") + 1 :][:3] == ["python3", "-m", "sglang.launch_server"]
+    order = contained(ModelEntry(model="m", engine="sim"))
+    assert order["argv"][0] == "/usr/bin/python3"
+    assert not [name for name in order["env"] if name.startswith("APPTAINER")]
 
 
-def test_a_packed_environment_is_unpacked_once(packed: Path, tmp_path: Path) -> None:
-    local = tmp_path / "local $x"
-    local.mkdir()
-    quoted = Path(str(local).replace("$", "\\$"))  # profiles may name variables
-    argv = with_setup(["printenv", "ACTIVE"], conda_lines(str(packed), str(quoted)))
-    several = [
-        subprocess.Popen(argv, cwd=local, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    answers = [each.communicate(timeout=30) for each in several]
-    assert [err for _, err in answers] == [""] * 3
-    places = {out.splitlines()[-1] for out, _ in answers}
-    assert len(places) == 1
-    assert places.pop().startswith(str(local))
-    assert (tmp_path / "unpacked").read_text() == "run\n"
-    assert not list(tmp_path.rglob("X"))
-
-
-def test_a_broken_tarball_is_an_error_and_leaves_nothing(packed: Path, tmp_path: Path) -> None:
-    packed.write_bytes(packed.read_bytes()[:100])
-    local = tmp_path / "local"
-    local.mkdir()
-    with conda(packed, local) as process:
-        out, err = process.communicate(timeout=30)
-    assert process.returncode != 0
-    assert out == ""
-    assert "could not be unpacked" in err
-    assert [each.suffix for each in local.rglob("*") if each.is_file()] == [".lock"]
-
-
-def test_a_failing_unpack_is_tried_again(packed: Path, tmp_path: Path) -> None:
-    local = tmp_path / "local"
-    local.mkdir()
-    (tmp_path / "unpacked").mkdir()  # conda-unpack cannot write there
-    with conda(packed, local) as process:
-        process.communicate(timeout=30)
-    assert process.returncode != 0
-    (tmp_path / "unpacked").rmdir()
-    with conda(packed, local) as process:
-        out, _ = process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert out.startswith(str(local))
-
-
-def test_an_unpacked_environment_is_used_where_it_is(packed: Path, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    with conda(source, tmp_path) as process:
-        assert process.communicate(timeout=30)[0].splitlines()[-1] == str(source)
-
-
-def test_a_missing_environment_is_said(tmp_path: Path) -> None:
-    with conda(tmp_path / "$(touch X)", tmp_path) as process:
-        _, err = process.communicate(timeout=30)
-    assert process.returncode == 127
-    assert "aegis: cannot run: no conda environment at" in err
-    assert not (tmp_path / "X").exists()
-
-
-def test_a_folder_of_somebody_else_is_not_trusted(packed: Path, tmp_path: Path) -> None:
-    local, other = tmp_path / "local", tmp_path / "other"
-    local.mkdir()
-    other.mkdir()
-    (local / f"aegis-env-{os.getuid()}").symlink_to(other)
-    with conda(packed, local) as process:
-        _, err = process.communicate(timeout=30)
-    assert process.returncode == 127
-    assert "is not ours" in err
-    assert not list(other.iterdir())
+def test_ray_runs_inside_of_the_container() -> None:
+    entry = ModelEntry(model="m", tensor_parallel_size=8, distributed_executor="ray")
+    for node in node_orders(fleet(entry, image="/i.sif")):
+        words = orders_of(node)[0]["argv"]
+        assert words[words.index("/i.sif") + 1 :][:2] == ["bash", "-c"]

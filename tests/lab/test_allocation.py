@@ -54,9 +54,7 @@ def launcher(request: pytest.FixtureRequest, lab: Lab) -> str:
     programs = lab.path / "bin"
     programs.mkdir()
     (programs / name).write_text(LAUNCHER)
-    (programs / "scontrol").write_text("#!/bin/sh\nprintf '%s\\n' 127.0.0.2 127.0.0.3\n")
-    for file in programs.iterdir():
-        file.chmod(0o755)
+    (programs / name).chmod(0o755)
     lab.environ["PATH"] = f"{programs}:{lab.environ['PATH']}"
     if name == "srun":
         lab.environ |= {"SLURM_JOB_NODELIST": "127.0.0.[2-3]", "SLURM_JOB_ID": "4711"}
@@ -87,7 +85,7 @@ def test_agents_on_all_nodes(lab: Lab, launcher: str) -> None:
     words = (lab.path / "bin" / f"{launcher}.argv").read_text().splitlines()
     assert "--site-flag" in words
     if launcher == "srun":
-        assert {"--nodes=2", "--ntasks-per-node=1", f"--nodelist={','.join(NODES)}"} <= set(words)
+        assert {"--nodes=2", "--ntasks-per-node=1", "--no-kill", "--mem=0"} <= set(words)
     handle = {"srun": "slurm://4711", "mpiexec": "pbs://4711.pbs"}[launcher]
     job = lab.job(handle)
     (view,) = [job.status()]

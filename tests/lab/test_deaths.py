@@ -55,16 +55,16 @@ def test_a_killed_launcher_leaves_no_orphan(lab: Lab) -> None:
     job.head.kill()
     wait_until(lab.is_empty, "every process is gone", 15)
     assert time.monotonic() - began < 10
-    said = job.status()
-    assert said["model_status"] == "FAILED"
-    assert "killed" in said["failed_reason"]
-    assert said["base_url"] is None
     # Its endpoints file stays behind, and is no obstacle to the next job; tidying up leaves that one's alone.
     after = lab.submit(instances=2)
     assert chat(after.endpoints[0], "rehearsal-1B")["choices"]
     assert (job.run_dir / "secrets").exists()
-    assert "has ended already" in lab.aegis("shutdown", job.handle).err
+    said = job.status()
+    assert said["model_status"] == "FAILED"
+    assert "killed" in said["failed_reason"]
+    assert said["base_url"] == "UNAVAILABLE"
     assert not (job.run_dir / "secrets").exists()
+    assert "has ended already" in lab.aegis("shutdown", job.handle).err
     assert after.endpoints
 
 

@@ -128,7 +128,7 @@ def test_shutdown(lab: Lab, how: str) -> None:
     assert not job.endpoints_file.exists()
     assert request(endpoint, "GET", "/health")[0] == 0
     status = job.status()
-    assert (status["model_status"], status["base_url"], status["services"]) == ("SHUTDOWN", None, [])
+    assert (status["model_status"], status["base_url"], status["services"]) == ("SHUTDOWN", "UNAVAILABLE", [])
     again = lab.aegis("shutdown", job.handle)
     assert "has ended already: shut down" in again.err
     assert lab.aegis("shutdown", code=4).out == ""

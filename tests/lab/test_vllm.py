@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,34 @@ def test_its_load_is_in_the_registry(job: Job) -> None:
 
     seen = wait_until(load, "tokens in the registry")
     assert {"running", "waiting", "kv_cache", "tokens"} <= set(seen)
+
+
+def test_its_metrics_are_shown_as_they_grow(job: Job) -> None:
+    over = threading.Event()
+
+    def load() -> None:
+        while not over.is_set():
+            chat(job.endpoints[0], NAME)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        answer = job.lab.aegis("metrics", job.handle, "--once", "--watch", "2", "--json")
+    finally:
+        over.set()
+        thread.join()
+    found = json.loads(answer.out)
+    rates = {name: value for name, value in found["metrics"].items() if name.endswith("_per_sec")}
+    assert set(rates) == {"prompt_tokens_per_sec", "generation_tokens_per_sec", "requests_per_sec"}
+    assert all(value > 0 for value in rates.values())
+    assert rates["generation_tokens_per_sec"] == pytest.approx(8 * rates["requests_per_sec"], rel=0.5)
+    assert 0 <= found["metrics"]["gpu_cache_usage"] < 1
+    assert found["metrics"]["prefix_cache_hit_rate"] >= 0
+    for name in ("time_to_first_token", "time_per_output_token", "request_latency"):
+        latency = found["latencies"][name]["window"]
+        assert latency["count"] > 0
+        assert 0 < latency["mean"] < 20
+        assert latency["p50"] <= latency["p90"] <= latency["p99"]
 
 
 def test_a_killed_server_leaves_no_worker_and_comes_back(job: Job) -> None:

@@ -15,8 +15,10 @@ import pytest
 from aegis.errors import AegisError, NotFoundError, SiteError
 from aegis.processes import start_of
 from aegis.runs import RunDir, find_run, index_folder
-from aegis.schedulers.base import JobRequest, JobStatus
+from aegis.schedulers.base import JobLogs, JobStatus
 from aegis.schedulers.local import Local, new_handle, status_of
+
+from .job_requests import component, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,19 +60,13 @@ class Site:
         if not python.exists():
             python.write_text(stub)
             python.chmod(0o755)
-        values: dict[str, Any] = {
-            "name": "n",
-            "models": ("org/model-7B",),
-            "nodes": 1,
-            "work_dir": str(self.folder),
-            "log_dir": str(self.logs),
-            "endpoints_file": str(self.folder / "endpoints"),
-            "deployment": "model: m\n",
-            "python": str(python),
-            "walltime": "01:00:00",
-        }
-        request = JobRequest(**{**values, **changes})
-        return self.scheduler.submit(request, self.scheduler.render(request), secrets or {})
+        values: dict[str, Any] = {"folder": str(self.logs / "model"), "stem": "model-7B", **changes}
+        job = request(
+            component("org/model-7B", endpoints_file=str(self.folder / "endpoints"), **values),
+            work_dir=str(self.folder),
+            python=str(python),
+        )
+        return self.scheduler.submit(job, self.scheduler.render(job), secrets or {}).handle
 
     def run(self, handle: str) -> RunDir:
         return find_run(handle, self.environ)
@@ -114,7 +110,7 @@ def test_a_job_lives_and_is_cancelled(site: Site) -> None:
     assert manifest.pid_started == start_of(manifest.pid)
     assert (manifest.walltime, manifest.host, manifest.state) == (3600, os.uname().nodename, "PENDING")
     assert site.status(handle) == JobStatus(state="PENDING")
-    assert site.scheduler.logs(handle).out == run.out
+    assert site.scheduler.logs(handle) == JobLogs(str(run.out), str(run.err))
     assert os.getsid(manifest.pid) == manifest.pid  # it outlives the terminal
     assert stat.S_IMODE(run.script.stat().st_mode) & 0o700 == 0o700
     site.scheduler.cancel(handle)
@@ -225,7 +221,7 @@ def test_a_log_directory_that_cannot_be_written(site: Site) -> None:
     blocked = site.folder / "file"
     blocked.touch()
     with pytest.raises(AegisError, match="cannot be made"):
-        site.submit(log_dir=str(blocked / "logs"))
+        site.submit(folder=str(blocked / "logs"))
     assert not index_folder(site.environ).exists()
 
 
@@ -267,7 +263,7 @@ def _full(*_: object) -> None:
 @pytest.mark.parametrize("hostile", ["a b", "a'b", "$(touch X)", "a\nb", "; touch X #", "-x", "日本"])
 def test_hostile_names(site: Site, hostile: str) -> None:
     handle = site.submit(
-        FAILING, name=hostile, models=(hostile,), log_dir=str(site.folder / "logs" / f"l{hostile}")
+        FAILING, models=(hostile,), folder=str(site.logs / f"l{hostile}"), deployment=f"model: {hostile!r}\n"
     )
     wait_for(lambda: site.status(handle).reason.startswith("the model is gone"))
     assert not list(site.folder.rglob("X"))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,15 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aegis import __version__
-from aegis.schedulers.base import JobRequest
-from aegis.schedulers.script import script
+from aegis.schedulers.script import JobShell, script
 from aegis.spec.deployment import Deployment, ModelEntry
 from aegis.spec.dump import dump_deployment
 from aegis.spec.platforms import BUILT_IN, Site
 from aegis.spec.resolve import resolve
 
+from .job_requests import component, request
+
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Iterator
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "scripts" / "local.sh"
 FILE = Path(__file__).parents[1] / "fixtures" / "deployments" / "single.yaml"
@@ -52,6 +57,14 @@ HOSTILE = [
     ),
     *("EOF\ntouch X", "\n#PBS -q evil", "\x1b[2J", "a\u2028touch X"),
 ]
+SHELL = JobShell(
+    scheme="sched",
+    directives=("#SCHED -q debug",),
+    first=("short=${SCHED_ID%%.*}",),
+    job_id="$SCHED_ID",
+    folder_id="$short",
+    narrowing=(("export NODES=one",), ("export NODES=two",)),
+)
 # Stands for Python: notes its arguments, its directory and its standard input.
 FAKE = """#!/bin/bash
 printf '%s\\0' "$@" > "$OUT.argv"
@@ -60,30 +73,16 @@ cat > "$OUT.stdin"
 """
 
 
-def request(**changes: Any) -> JobRequest:
-    values: dict[str, Any] = {
-        "name": "Llama",
-        "models": ("meta-llama/Llama-3.3-70B-Instruct",),
-        "nodes": 1,
-        "work_dir": "/home/me/project",
-        "log_dir": "/home/me/.aegis-logs",
-        "endpoints_file": "/home/me/project/aegis_endpoints.txt",
-        "deployment": "models:\n  - model: m\n",
-        "python": "/opt/aegis/bin/python",
-    }
-    return JobRequest(**{**values, **changes})
-
-
 def test_the_local_script() -> None:
     resolved = resolve(FILE, {"platform": "local"}, {}, Site((BUILT_IN,), "laptop", lambda _: False))
-    text = script(request(deployment=dump_deployment(resolved.deployment, brief=True)))
+    text = script(request(component(deployment=dump_deployment(resolved.deployment, brief=True))))
     assert text == GOLDEN.read_text(encoding="utf-8").replace("VERSION", __version__)
 
 
 def test_directives_and_setup_stand_where_they_belong() -> None:
-    lines = script(request(setup=("module load x",)), ("#PBS -q debug",)).splitlines()
-    assert lines[:2] == ["#!/bin/bash -l", "#PBS -q debug"]
-    assert lines.index("module load x") == lines.index("cd -- /home/me/project || exit 3") + 1
+    lines = script(request(setup=("module load x",)), SHELL).splitlines()
+    assert lines[:2] == ["#!/bin/bash -l", "#SCHED -q debug"]
+    assert lines.index("module load x") == lines.index("cd -- /home/me/project || exit 3") + 2
 
 
 def run(text: str, folder: Path) -> tuple[list[str], str, str]:
@@ -118,7 +117,9 @@ def test_hostile_names_arrive_and_nothing_else_happens(tmp_path: Path, hostile: 
     python = fake_python(tmp_path / "env" / f"p{hostile.replace('/', '')}")
     entry = ModelEntry(model=f"m{hostile}", extra_vllm_args=(hostile,), env={"A": hostile})
     deployment = dump_deployment(Deployment(models=(entry,), name=hostile, account=hostile), brief=True)
-    text = script(request(name=hostile, work_dir=str(work), python=str(python), deployment=deployment))
+    text = script(
+        request(component(deployment=deployment), name=hostile, work_dir=str(work), python=str(python))
+    )
     argv, where, stdin = run(text, tmp_path)
     assert argv == ["-P", "-m", "aegis", "launch", "--config", "-", "--no-environment"]
     assert where == str(work)
@@ -130,9 +131,8 @@ def test_hostile_names_arrive_and_nothing_else_happens(tmp_path: Path, hostile: 
 @pytest.mark.parametrize("line", ["AEGIS_DEPLOYMENT", "AEGIS_DEPLOYMENT\nAEGIS_DEPLOYMENT_\ntouch X"])
 def test_the_text_cannot_end_the_deployment(tmp_path: Path, line: str) -> None:
     text = f"a: |\n{line}\nrest\n"
-    _, _, stdin = run(
-        script(request(deployment=text, work_dir=str(tmp_path), python=str(fake_python(tmp_path)))), tmp_path
-    )
+    job = request(component(deployment=text), work_dir=str(tmp_path), python=str(fake_python(tmp_path)))
+    _, _, stdin = run(script(job), tmp_path)
     assert stdin == text
     assert not (tmp_path / "X").exists()
 
@@ -147,10 +147,13 @@ def test_the_text_cannot_end_the_deployment(tmp_path: Path, line: str) -> None:
 )
 def test_any_text_arrives(tmp_path: Path, name: str, lines: list[str]) -> None:
     deployment = "\n".join([*lines, "end"]) + "\n"
-    text = script(
-        request(name=name, deployment=deployment, work_dir=str(tmp_path), python=str(fake_python(tmp_path)))
+    job = request(
+        component(deployment=deployment),
+        name=name,
+        work_dir=str(tmp_path),
+        python=str(fake_python(tmp_path)),
     )
-    assert run(text, tmp_path)[2] == deployment
+    assert run(script(job), tmp_path)[2] == deployment
     assert not (tmp_path / "X").exists()
 
 
@@ -162,14 +165,128 @@ def test_a_missing_directory_ends_the_job(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 @pytest.mark.parametrize("hostile", ["plain", "a'b $(touch X)\n`x`"])
-def test_shellcheck_has_nothing_to_say(tmp_path: Path, hostile: str) -> None:
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_shellcheck_has_nothing_to_say(tmp_path: Path, hostile: str, count: int) -> None:
+    """Of a local job, one of a scheduler, and one of several components."""
+    parts = [component(folder=f"/{hostile}", deployment=hostile)] * max(count, 1)
+    job = request(*parts, name=hostile, work_dir=f"/{hostile}")
     file = tmp_path / "job.sh"
-    file.write_text(script(request(name=hostile, work_dir=f"/{hostile}", deployment=hostile)))
+    file.write_text(script(job, SHELL if count else None))
+    severity = (
+        "--severity=style" if hostile == "plain" else "--severity=warning"
+    )  # quoted names look like slips
     done = subprocess.run(
-        ["shellcheck", "--severity=warning", str(file)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
+        ["shellcheck", severity, str(file)], capture_output=True, text=True, check=False, timeout=30
     )
     assert done.stdout == ""
+
+
+# ---------------------------------------------------------------------------------------- several components
+
+# Stands for the head of a job: says who it is, waits for the end, then ends as it is told.
+HEAD = """#!/bin/bash
+model=$(sed -n 's/.*model: //p')
+trap 'echo "$model told"; sleep 0.2; exit "$(cat "code.$model")"' TERM
+echo "$AEGIS_JOB $AEGIS_RUN_DIR $NODES"
+[ -e "at-once.$model" ] && exit "$(cat "code.$model")"
+touch "ready.$model"
+sleep 60 & wait
+"""
+
+
+class Batch:
+    """A job of two components, run by hand."""
+
+    def __init__(self, folder: Path, codes: tuple[int, int]) -> None:
+        self.folder = folder
+        python = folder / "python"
+        python.write_text(HEAD)
+        python.chmod(0o755)
+        for model, code in zip("ab", codes, strict=True):
+            (folder / f"code.{model}").write_text(str(code))
+        parts = [component(model, folder=f"{folder}/it's logs") for model in "ab"]
+        text = script(request(*parts, work_dir=str(folder), python=str(python)), SHELL)
+        (folder / "job.sh").write_text(text)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> subprocess.Popen[bytes]:
+        self.process = subprocess.Popen(
+            ["bash", str(self.folder / "job.sh")],
+            env={"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "SCHED_ID": "7.server"},
+            start_new_session=True,
+        )
+        return self.process
+
+    def output(self, model: str) -> list[str]:
+        number = "ab".index(model)
+        folder = self.folder / "it's logs" / f"{model}.7+{number}"
+        return (folder / f"{folder.name}.out").read_text().splitlines()
+
+    def wait_for(self, *models: str) -> None:
+        deadline = time.monotonic() + 20
+        while not all((self.folder / f"ready.{model}").exists() for model in models):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def batch(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Batch]:
+    made = Batch(tmp_path, getattr(request, "param", (0, 0)))
+    yield made
+    if made.process:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(made.process.pid, signal.SIGKILL)
+        made.process.wait()
+
+
+def test_each_component_has_a_name_a_place_and_nodes_of_its_own(batch: Batch) -> None:
+    for model in "ab":
+        (batch.folder / f"at-once.{model}").touch()
+    assert batch.start().wait(20) == 0
+    logs = batch.folder / "it's logs"
+    assert batch.output("a") == [f"sched://7.server+0 {logs}/a.7+0 one"]
+    assert batch.output("b") == [f"sched://7.server+1 {logs}/b.7+1 two"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "code"), [((0, 0), 0), ((0, 3), 3), ((4, 3), 4), ((5, 0), 5)], indirect=["batch"]
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_every_component_and_the_job_waits_for_their_ends(
+    batch: Batch, code: int, number: int
+) -> None:
+    process = batch.start()
+    batch.wait_for("a", "b")
+    process.send_signal(number)
+    assert process.wait(20) == code
+    assert [batch.output(model)[1:] for model in "ab"] == [["a told"], ["b told"]]
+
+
+@pytest.mark.parametrize(("batch", "code"), [((0, 3), 3), ((4, 3), 4)], indirect=["batch"])
+def test_components_that_end_before_anybody_waits_for_them_have_their_say(batch: Batch, code: int) -> None:
+    job = batch.folder / "job.sh"
+    job.write_text(job.read_text().replace("\ncode=0\n", "\nsleep 1\ncode=0\n"))
+    for model in "ab":
+        (batch.folder / f"at-once.{model}").touch()
+    assert batch.start().wait(20) == code
+
+
+@pytest.mark.parametrize("batch", [(0, 6)], indirect=True)
+def test_a_component_that_fails_at_once_leaves_the_other_alone(batch: Batch) -> None:
+    (batch.folder / "at-once.b").touch()
+    process = batch.start()
+    batch.wait_for("a")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.terminate()
+    assert process.wait(20) == 6
+    assert batch.output("a")[1:] == ["a told"]
+    assert len(batch.output("b")) == 1
+
+
+def test_a_second_signal_changes_nothing(batch: Batch) -> None:
+    process = batch.start()
+    batch.wait_for("a", "b")
+    process.terminate()
+    process.terminate()
+    assert process.wait(20) == 0

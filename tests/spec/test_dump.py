@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from aegis.spec.deployment import Deployment, ModelEntry
 from aegis.spec.document import parse_document
-from aegis.spec.dump import deployment_schema, dump_deployment
-from aegis.spec.platforms import BUILT_IN, Site
+from aegis.spec.dump import deployment_schema, dump_deployment, dump_platform
+from aegis.spec.platforms import BUILT_IN, Site, is_built_in, load_platform
 from aegis.spec.resolve import resolve
 
 DEPLOYMENTS = Path(__file__).parents[1] / "fixtures" / "deployments"
@@ -175,3 +175,17 @@ def test_every_property_is_described() -> None:
     schema = deployment_schema()
     undescribed = [name for name, value in schema["properties"].items() if not value.get("description")]
     assert not undescribed
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("name", sorted(file.stem for file in BUILT_IN.glob("*.yaml")))
+def test_a_profile_loads_as_it_was(name: str, masked: bool, tmp_path: Path) -> None:
+    site = Site((BUILT_IN,), "laptop", lambda _: False)
+    platform = load_platform(name, site)
+    assert is_built_in(platform)
+    if not masked:
+        node = msgspec.structs.replace(platform.node, mask_variable=None)
+        platform = msgspec.structs.replace(platform, node=node)
+    file = tmp_path / f"{name}.yaml"
+    file.write_text(dump_platform(platform))
+    assert load_platform(str(file), site) == platform

@@ -13,15 +13,21 @@ from aegis import __version__
 from aegis.errors import AegisError, InterruptedByUser
 
 COMMANDS = {
+    "batch-launch": ("aegis.cli.batch_launch", "Launch several models of the catalog as one job."),
+    "cleanup": ("aegis.cli.cleanup", "Delete the logs of jobs that have ended."),
     "config": ("aegis.cli.config", "Show a resolved deployment, or the schema of its file."),
     "launch": ("aegis.cli.launch", "Start the servers here: in this allocation, or on this machine."),
+    "list": ("aegis.cli.list", "List the models of the catalog, or show one."),
     "logs": ("aegis.cli.logs", "Print or follow the logs of a job."),
+    "metrics": ("aegis.cli.metrics", "Show what the servers of a job do at present."),
     "platform": ("aegis.cli.platform", "List or show site profiles."),
     "registry": ("aegis.cli.registry", "Ask a registry for its services, or run one."),
     "shutdown": ("aegis.cli.shutdown", "Stop the servers of a job."),
     "sim": ("aegis.cli.sim", "Run one simulated server (for rehearsals and tests)."),
     "status": ("aegis.cli.status", "Show jobs and their servers."),
     "submit": ("aegis.cli.submit", "Submit a deployment as a job."),
+    "tunnel": ("aegis.cli.tunnel", "Reach a server of a job from your own machine."),
+    "wait": ("aegis.cli.wait", "Wait until a job serves, or has ended."),
 }
 
 

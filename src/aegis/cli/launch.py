@@ -1,4 +1,4 @@
-"""`aegis launch`: start the servers here and stay with them."""
+"""`aegis launch`: start the servers here and stay with them; or, with MODEL and outside of a job, submit it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,78 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aegis.cli.options import DeploymentCommand, deployment_options, resolve_options
+from aegis.cli.catalog_options import catalog_options
+from aegis.cli.options import DeploymentCommand, deployment_options
+from aegis.cli.submitting import (
+    print_submitted,
+    resolve_wish,
+    submission_options,
+    submit_job,
+    transport_to,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from aegis.spec.resolve import Resolved
+
+ALLOCATIONS = ("SLURM_JOB_ID", "PBS_NODEFILE")
+
 
 @click.command(cls=DeploymentCommand)
+@click.argument("model_name", metavar="[MODEL]", required=False)
 @deployment_options
-def command(config: Path | None, no_environment: bool, **options: Any) -> None:
+@catalog_options
+@submission_options
+def command(
+    *,
+    model_name: str | None,
+    config: Path | None,
+    no_environment: bool,
+    remote: str | None,
+    as_json: bool,
+    dry_run: bool,
+    force: bool,
+    wait_timeout: float | None,
+    **options: Any,
+) -> None:
     """Start the servers here: in this allocation, or on this machine.
 
     Stays with them: restarts what dies, keeps the registry and the endpoints file current, and ends every process on
     Ctrl-C, SIGTERM or its own death. The endpoints are printed when all servers are healthy or given up.
+
+    `aegis launch MODEL` outside of an allocation submits the catalog's MODEL as a job, as `aegis submit MODEL` does;
+    --dry-run, --force, --remote, --wait-timeout and --json are for that.
     """
+    with transport_to(remote) as transport:
+        resolved = resolve_wish(
+            model_name, config, options, transport=transport, no_environment=no_environment
+        )
+        if not _is_submission(model_name, resolved, remote, dry_run=dry_run):
+            _launch(resolved)
+            return
+        done = submit_job([resolved], transport, dry_run=dry_run, force=force, wait_timeout=wait_timeout)
+        if done:
+            print_submitted(done, as_json=as_json, catalog=True)
+
+
+def _is_submission(model_name: str | None, resolved: Resolved, remote: str | None, *, dry_run: bool) -> bool:
+    """Tell whether a launch is meant as vec-inf means it: a job.
+
+    Raises:
+        click.UsageError: a flag of submissions without a model of the catalog.
+    """
+    if model_name is None:
+        if remote or dry_run:
+            raise click.UsageError("--remote and --dry-run are flags of `aegis submit`, or of `launch MODEL`")
+        return False
+    inside = any(os.environ.get(name) for name in ALLOCATIONS)
+    return not inside and resolved.platform.launcher != "local"
+
+
+def _launch(resolved: Resolved) -> None:
     from aegis.fleet.launch import Launch  # noqa: PLC0415 - start-up time
 
-    resolved = resolve_options(config, options, no_environment=no_environment)
     Launch(resolved, os.environ, say).run(lambda endpoints: click.echo("\n".join(endpoints)))
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import click
 
-from aegis.errors import NotFoundError
+from aegis.cli.jobs import open_jobs, remote_option, say
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from aegis.runs import RunDir
+    from aegis.fleet.jobs import Jobs
+    from aegis.runs import Manifest
 
 CHUNK = 1 << 16
-FOLLOW_SECONDS = 0.2
+# Over there: the size of a file, a line, and then its last lines up to that size.
+TAIL = 'size=$(wc -c <"$1") && echo "$size" && head -c "$size" -- "$1" | tail -n "$2"'
 
 
 @click.command()
@@ -23,62 +22,86 @@ FOLLOW_SECONDS = 0.2
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
 @click.option("--instance", metavar="NAME", help="The log of this server (a name of `aegis status HANDLE`).")
 @click.option("-n", "--lines", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
-def command(handle: str, follow: bool, instance: str | None, lines: int | None) -> None:
-    """Print the log of a job, or of one of its servers."""
-    from aegis.runs import find_run  # noqa: PLC0415 - start-up time
-
-    run = find_run(handle, os.environ)
-    file = _instance_log(run, instance) if instance else run.err
-    position = _print_end(file, lines) if lines is not None else _print_from(file, 0)
-    while follow:
-        import time  # noqa: PLC0415 - start-up time
-
-        from aegis.runs import ENDED  # noqa: PLC0415 - start-up time
-        from aegis.schedulers.local import status_of  # noqa: PLC0415 - start-up time
-
-        ended = status_of(run.read_manifest()).state in ENDED
-        position = _print_from(file, position)
-        if ended:
+@remote_option
+def command(handle: str, follow: bool, instance: str | None, lines: int | None, remote: str | None) -> None:
+    """Print the log of a job, or of one of its servers; of a job that never began, what the scheduler wrote."""
+    with open_jobs(remote) as jobs:
+        if follow or instance:
+            _print_log(jobs, jobs.find(handle), instance, lines, follow=follow)
             return
-        time.sleep(FOLLOW_SECONDS)
+        found = jobs.find_all(handle)
+        for manifest in found:
+            if len(found) > 1:
+                click.echo(f"==> {manifest.job} <==")
+            _print_log(jobs, manifest, None, lines, follow=False)
 
 
-def _instance_log(run: RunDir, instance: str) -> Path:
-    from aegis.spec.suggest import did_you_mean  # noqa: PLC0415 - start-up time
+def _print_log(
+    jobs: Jobs, manifest: Manifest, instance: str | None, lines: int | None, *, follow: bool
+) -> None:
+    from aegis.fleet.logs import log_path, scheduler_log  # noqa: PLC0415 - start-up time
 
-    logs = {file.stem: file for file in sorted(run.instances.glob("*.log"))}
-    if instance in logs:
-        return logs[instance]
-    hint = did_you_mean(instance, logs) or (f"one of {', '.join(logs)}" if logs else "none has started yet")
-    raise NotFoundError(f"there is no log of an instance `{instance}`", hint=hint)
-
-
-def _print_from(file: Path, position: int) -> int:
-    """Print a file from a position on; return where it ends now."""
-    try:
-        with file.open("rb") as stream:
-            stream.seek(position)
-            while chunk := stream.read(CHUNK):
-                click.echo(chunk, nl=False)
-                position += len(chunk)
-    except FileNotFoundError:
-        return position
-    return position
+    log = Log(jobs, log_path(jobs, manifest, instance))
+    log.print_end(lines) if lines is not None else log.print_new()
+    if follow:
+        _follow(jobs, manifest, log)
+    if not log.position and not instance and (other := scheduler_log(jobs, manifest, log.path)):
+        say(f"the job has no log of its own; this is {other}")
+        rest = Log(jobs, other)
+        rest.print_end(lines) if lines is not None else rest.print_new()
 
 
-def _print_end(file: Path, lines: int) -> int:
-    """Print the last lines of a file, reading it from its end; return its size."""
-    try:
-        with file.open("rb") as stream:
-            size = start = stream.seek(0, os.SEEK_END)
-            tail = b""
-            while start > 0 and tail.count(b"\n") <= lines:
-                step = min(CHUNK, start)
-                start -= step
-                stream.seek(start)
-                tail = stream.read(step) + tail
-    except FileNotFoundError:
-        return 0
-    kept = tail.splitlines(keepends=True)[-lines:] if lines else []
-    click.echo(b"".join(kept), nl=False)
-    return size
+def _follow(jobs: Jobs, manifest: Manifest, log: Log) -> None:
+    """Print what comes until the job has ended."""
+    import time  # noqa: PLC0415 - start-up time
+
+    from aegis.fleet.status import views  # noqa: PLC0415 - start-up time
+    from aegis.fleet.watch import Gaps  # noqa: PLC0415 - start-up time
+    from aegis.runs import ENDED  # noqa: PLC0415 - start-up time
+
+    gaps, gap = Gaps(jobs.policy), jobs.policy.first
+    tick = jobs.policy.tick if jobs.is_here else jobs.policy.far_tick
+    while True:
+        manifest = jobs.reload(manifest)
+        (view,) = views(jobs, [manifest], gap, ask_servers=False)
+        gap = gaps.next(changed=log.print_new())
+        if view.model_status in ENDED:
+            log.print_new()
+            return
+        time.sleep(tick)
+
+
+class Log:
+    """A file that grows, here or at the far end."""
+
+    def __init__(self, jobs: Jobs, path: str) -> None:
+        self.jobs = jobs
+        self.path = path
+        self.position = 0
+
+    def print_new(self) -> bool:
+        """Print what was added; True when there was something."""
+        before = self.position
+        try:
+            if self.jobs.is_here:
+                with open(self.path, "rb") as stream:  # noqa: PTH123 - text in
+                    stream.seek(self.position)
+                    while chunk := stream.read(CHUNK):
+                        self._print(chunk)
+            else:
+                self._print(self.jobs.transport.read(self.path, self.position))
+        except FileNotFoundError:
+            return False
+        return self.position > before
+
+    def print_end(self, lines: int) -> None:
+        """Print the last lines."""
+        done = self.jobs.transport.run(["bash", "-c", TAIL, "aegis", self.path, str(lines)])
+        if done.code == 0:
+            size, _, text = done.out.partition("\n")
+            click.echo(text, nl=False)
+            self.position = int(size)
+
+    def _print(self, chunk: bytes) -> None:
+        click.echo(chunk, nl=False)
+        self.position += len(chunk)

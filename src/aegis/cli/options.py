@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from aegis.errors import ConfigError
 from aegis.preflight import check_entry
+from aegis.spec.catalog.arguments import split_binds
+from aegis.spec.catalog.variables import read_variables
 from aegis.spec.resolve import GLOBAL_TYPES, MODEL_TYPES, Resolved, is_scalar, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from aegis.spec.platforms import Site
 
 SPREAD = tuple(
     name for name, type_ in MODEL_TYPES.items() if name.startswith("extra_") and not is_scalar(type_)
@@ -23,7 +28,14 @@ SPREAD = tuple(
 ONE_ARGUMENT = re.compile(
     r"-[^\s=]*=(?:[\[{].*|(?:(?!\s-).)*)", re.DOTALL
 )  # JSON, or words without a second flag
-SHORT = {"walltime": ("--time",), "queue": ("--partition",), "model": (), "account": ("-A",)}
+SHORT = {  # what else a flag is called, by vec-inf above all
+    "account": ("-A",),
+    "cpus_per_node": ("--cpus-per-task",),
+    "nodes": ("--num-nodes",),
+    "queue": ("--partition",),
+    "walltime": ("--time",),
+    "work_dir": ("-D",),
+}
 
 
 class DeploymentCommand(click.Command):
@@ -76,8 +88,7 @@ def _words(text: str, flag: str) -> list[str]:
 
 def deployment_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--config` and a flag for each key of the deployment file."""
-    for name, type_ in reversed([*MODEL_TYPES.items(), *GLOBAL_TYPES.items()]):
-        function = _option(name, type_)(function)
+    function = key_options(*MODEL_TYPES, *GLOBAL_TYPES)(function)
     function = click.option(
         "--hf-token", metavar="TOKEN", help="Hugging Face token; HF_TOKEN in the environment is safer."
     )(function)
@@ -92,6 +103,18 @@ def deployment_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+def key_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return what adds a flag for each of these keys of the deployment file."""
+    types = {**MODEL_TYPES, **GLOBAL_TYPES}
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name in reversed(names):
+            function = _option(name, types[name])(function)
+        return function
+
+    return add
+
+
 def _option(name: str, type_: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     info = msgspec.inspect.type_info(type_)
     text = ((getattr(info, "extra_json_schema", None) or {}).get("description") or "").rstrip(".")
@@ -101,8 +124,13 @@ def _option(name: str, type_: Any) -> Callable[[Callable[..., Any]], Callable[..
     if isinstance(inner, msgspec.inspect.BoolType):
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
     if isinstance(inner, msgspec.inspect.DictType):
+        more = "Repeatable; also NAME=VALUE,NAME=VALUE, and files with one of them a line."
         return click.option(
-            flag, multiple=True, metavar="NAME=VALUE", callback=parse_env, help=f"{text} Repeatable."
+            flag, multiple=True, metavar="NAME=VALUE", callback=parse_env, help=f"{text} {more}"
+        )
+    if name == "bind":
+        return click.option(
+            flag, multiple=True, metavar="PATH,...", callback=parse_bind, help=f"{text} Repeatable."
         )
     if isinstance(inner, msgspec.inspect.VarTupleType):
         return click.option(flag, multiple=True, metavar="ARG...", help=text)
@@ -117,38 +145,60 @@ def _metavar(name: str) -> str:
 
 
 def resolve_options(
-    config: Path | None, options: dict[str, Any], *, no_environment: bool = False
+    config: Path | None,
+    options: Mapping[str, Any],
+    *,
+    no_environment: bool = False,
+    site: Site | None = None,
 ) -> Resolved:
     """Resolve the deployment that `deployment_options` were given for, and show its warnings.
 
     Raises:
         ConfigError: with every problem of the file, the environment and the flags.
     """
-    known = {*GLOBAL_TYPES, *MODEL_TYPES}
-    flags = {name: value for name, value in options.items() if name in known and value not in (None, (), {})}
-    environ = dict(os.environ)
-    if no_environment:
-        environ = {name: value for name, value in environ.items() if not name.startswith("AEGIS_")}
-        environ.update({name: os.environ[name] for name in ("AEGIS_PLATFORM_DIR",) if name in os.environ})
-    if token := options.get("hf_token"):
-        click.echo("warning: --hf-token is visible to every user of this machine; use HF_TOKEN", err=True)
-        environ["HF_TOKEN"] = token
-    resolved = resolve(config, flags, environ, check=check_entry)
+    environ = environment_for(options, os.environ, no_environment=no_environment)
+    resolved = resolve(config, flags_of(options), environ, site, check_entry)
     for warning in resolved.warnings:
         click.echo(f"warning: {warning}", err=True)
     return resolved
 
 
-def parse_env(ctx: click.Context, param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
-    """Return the mapping of `NAME=VALUE` arguments.
+def flags_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, of those that are keys of a deployment."""
+    known = {*GLOBAL_TYPES, *MODEL_TYPES}
+    return {name: value for name, value in options.items() if name in known and value not in (None, (), {})}
+
+
+def environment_for(
+    options: Mapping[str, Any], environ: Mapping[str, str], *, no_environment: bool = False
+) -> dict[str, str]:
+    """Return the environment that the options leave to a deployment; a token given as a flag is warned of."""
+    kept = dict(environ)
+    if no_environment:
+        kept = {name: value for name, value in kept.items() if not name.startswith("AEGIS_")}
+        kept.update({name: environ[name] for name in ("AEGIS_PLATFORM_DIR",) if name in environ})
+    if token := options.get("hf_token"):
+        click.echo("warning: --hf-token is visible to every user of this machine; use HF_TOKEN", err=True)
+        kept["HF_TOKEN"] = token
+    return kept
+
+
+def parse_env(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """Return the variables of `NAME=VALUE` arguments, of lists of them, and of the files that they name.
 
     Raises:
-        click.BadParameter: one has no `=` or no name.
+        click.BadParameter: one is neither, or a file cannot be read.
     """
-    result = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise click.BadParameter(f"`{pair}` is not NAME=VALUE", ctx, param)
-        result[name] = value
+    result: dict[str, str] = {}
+    for text in given:
+        try:
+            result |= read_variables(text)
+        except ConfigError as error:
+            raise click.BadParameter(error.message, ctx, param) from None
     return result
+
+
+def parse_bind(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the paths of comma lists."""
+    del ctx, param
+    return tuple(path for text in given for path in split_binds(text))

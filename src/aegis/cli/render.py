@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aegis.spec.walltime import format_age
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -46,15 +48,10 @@ def print_json(value: Any) -> None:
 
 def age(seconds: float) -> str:
     """Return a short age: `45s`, `12m05s`, `3h05m`, `2d04h`."""
-    whole = max(0, int(seconds))
-    if whole < 60:  # noqa: PLR2004 - a minute
-        return f"{whole}s"
-    if whole < 3600:  # noqa: PLR2004 - an hour
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:  # noqa: PLR2004 - a day
-        return f"{whole // 3600}h{whole // 60 % 60:02d}m"
-    return f"{whole // 86400}d{whole // 3600 % 24:02d}h"
+    return format_age(seconds)
 
 
 def _width(text: str) -> int:
+    if text.isascii():
+        return len(text)
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)

@@ -2,47 +2,71 @@
 
 from __future__ import annotations
 
-import os
+import time
 from typing import TYPE_CHECKING
 
 import click
 
+from aegis.cli.jobs import open_jobs, remote_option, say
 from aegis.cli.render import age, shortened, table
 
 if TYPE_CHECKING:
+    from aegis.fleet.jobs import Jobs
     from aegis.fleet.status import JobView
+    from aegis.runs import Manifest
 
 ENDED = ("FAILED", "SHUTDOWN")
-RECENT_SECONDS = 86400.0  # ended jobs older than this are shown with --all only
+RECENT_SECONDS = 86400.0  # jobs that ended before are shown with --all only
+OLD_SECONDS = 10.0
+UNAVAILABLE = "UNAVAILABLE"  # what vec-inf says where there is no base URL
 
 
 @click.command()
 @click.argument("handle", required=False)
 @click.option("--all", "show_all", is_flag=True, help="Also jobs that ended more than a day ago.")
 @click.option("--json", "--json-mode", "as_json", is_flag=True, help="Print JSON.")
-def command(handle: str | None, show_all: bool, as_json: bool) -> None:
+@remote_option
+def command(handle: str | None, show_all: bool, as_json: bool, remote: str | None) -> None:
     """Show all jobs, or one job and its servers.
 
-    HANDLE is what `aegis submit` printed (local://k3f9ab), or its last part.
+    HANDLE is what `aegis submit` printed (slurm://1234, pbs://1234.server, local://k3f9ab), its id (1234, k3f9ab), or
+    that of a component (1234+1). Any job of yours is shown, whoever submitted it.
     """
-    from aegis.runs import find_run, known_runs  # noqa: PLC0415 - start-up time
-
-    runs = [find_run(handle, os.environ)] if handle else list(known_runs(os.environ))
-    found: list[JobView] = []
-    if runs:
-        from aegis.fleet.status import views  # noqa: PLC0415 - start-up time
-
-        found = views(runs)
-    if not handle and not show_all:
-        found = [each for each in found if each.model_status not in ENDED or each.age < RECENT_SECONDS]
+    with open_jobs(remote) as jobs:
+        manifests = jobs.find_all(handle) if handle else _mine(jobs, show_all=show_all)
+        found = jobs.views(manifests) if manifests else []
     if as_json:
-        _print_json(found, single=bool(handle))
-    elif handle:
+        _print_json(found, single=bool(handle) and len(found) == 1)
+    elif handle and len(found) == 1:
         click.echo(_details(found[0]))
     elif found:
         click.echo(_overview(found))
     else:
         click.echo("no jobs", err=True)
+    oldest = max((each.answer_age or 0.0 for each in found), default=0.0)
+    if oldest > OLD_SECONDS:
+        say(f"the scheduler's last answer is {age(oldest)} old")
+
+
+def _mine(jobs: Jobs, *, show_all: bool) -> list[Manifest]:
+    """Return the jobs to show: those of schedulers that are here, and did not end long ago."""
+    from aegis.fleet.jobs import is_final  # noqa: PLC0415 - start-up time
+
+    since = time.time() - RECENT_SECONDS
+    shown: list[Manifest] = []
+    absent: dict[str, int] = {}
+    for manifest in jobs.all():
+        final = is_final(manifest)
+        if final and not show_all and (manifest.ended or 0.0) < since:
+            continue
+        scheme = manifest.job.partition("://")[0]
+        if final or jobs.present(scheme):
+            shown.append(manifest)
+        else:
+            absent[scheme] = absent.get(scheme, 0) + 1
+    for scheme, count in absent.items():
+        say(f"{count} job{'s' * (count != 1)} of {scheme} not shown: its commands are not on PATH here")
+    return shown
 
 
 def _overview(found: list[JobView]) -> str:
@@ -54,7 +78,7 @@ def _overview(found: list[JobView]) -> str:
             f"{each.healthy}/{each.instances}" if each.instances and each.model_status not in ENDED else "-",
             age(each.age),
             age(each.time_left) if each.time_left is not None else "-",
-            each.base_url or shortened(each.reason) or "-",
+            each.base_url or shortened(each.reason) or UNAVAILABLE,
         )
         for each in found
     ]
@@ -67,10 +91,13 @@ def _details(each: JobView) -> str:
         ("model", each.model_name),
         ("status", each.model_status),
         ("reason", each.reason),
-        ("base url", each.base_url),
+        ("base url", each.base_url or UNAVAILABLE),
+        ("nodes", each.node_list or each.host),
+        ("restarts", each.restarts),
         ("registry", each.registry_url),
         ("endpoints", each.endpoints_file),
         ("logs", each.run_dir),
+        ("log", each.log if not each.run_dir or not each.log.startswith(f"{each.run_dir}/") else None),
         ("age", age(each.age)),
         ("time left", age(each.time_left) if each.time_left is not None else None),
     ]
@@ -95,8 +122,6 @@ def _details(each: JobView) -> str:
 
 
 def _since(moment: object) -> float | None:
-    import time  # noqa: PLC0415 - start-up time
-
     return time.time() - moment if isinstance(moment, int | float) else None
 
 
@@ -105,6 +130,7 @@ def _print_json(found: list[JobView], *, single: bool) -> None:
 
     values = msgspec.to_builtins(found)
     for value in values:
+        value["base_url"] = value["base_url"] or UNAVAILABLE
         for key in ("pending_reason", "failed_reason"):
             if value[key] is None:
                 del value[key]

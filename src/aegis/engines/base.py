@@ -72,7 +72,9 @@ class Engine(Protocol):
 
     name: str
     program: str  # the executable that a virtual environment of the engine has
-    metrics: Mapping[str, tuple[str, ...]]  # our name of a quantity -> the engine's names of it, newest first
+    metrics: Mapping[
+        str, tuple[str, ...]
+    ]  # our name of a quantity -> the engine's names of it, newest first (METRICS)
     causes: tuple[Cause, ...]
     reserved: Mapping[str, str | None]  # flags that the deployment's keys set -> the key
 
@@ -87,6 +89,29 @@ class Engine(Protocol):
     def health(self, entry: ModelEntry) -> Health:
         """Return how to see that an instance lives."""
         ...
+
+
+# The quantities that an engine may tell. An engine's name of one may select values of one label, as `name{label=a|b}`.
+METRICS = (
+    *("running", "waiting", "swapped"),  # requests now
+    *("kv_cache", "cpu_cache", "prefix_hit_rate"),  # shares of 1
+    *(
+        "prompt_tokens",
+        "generation_tokens",
+        "prefix_hits",
+        "prefix_queries",
+        "succeeded",
+        "aborted",
+    ),  # counters
+    *("prompt_progress", "generation_progress"),  # counters that move while a request is worked on
+    *("first_token", "token_to_token", "whole_request", "queue_time"),  # histograms, seconds
+)
+
+
+def load_names(metrics: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Return what an agent sums to see how busy an instance is, and that its tokens move."""
+    names = {name: metrics[name] for name in ("running", "waiting", "kv_cache")}
+    return names | {"tokens": (*metrics["generation_tokens"], *metrics["prompt_tokens"])}
 
 
 def option(flag: str, value: str) -> tuple[str, ...]:
@@ -156,9 +181,23 @@ COMMON_CAUSES = (
     Cause(r"(User-specified max_model_len .{1,160}?)\s*\(", "{}; lower --max-model-len", permanent=True),
     Cause(r"error: (unrecognized arguments: .*|argument .*)", "engine arguments: {}", permanent=True),
     Cause(r"No space left on device", "disk full: no space left on device", permanent=False),
+    Cause(r"aegis: cannot start: ([^\n]*)", "{}", permanent=True),  # from our own lines before the engine
     Cause(
         r"aegis: cannot run ([^\n]*)",
-        "engine not found: {}; set `venv:` or the platform's `setup:`",
+        "engine not found: {}; set `venv:`, `image:`, `modules:` or the platform's `setup:`",
+        permanent=True,
+    ),
+    Cause(
+        r"FATAL: +\"([^\"\n]+)\": executable file not found",
+        "engine not found: {} is not in the image",
+        permanent=True,
+    ),
+    Cause(
+        r"FATAL: +could not open image ([^\n]*?): failed to", "the image cannot be opened: {}", permanent=True
+    ),
+    Cause(
+        r"FATAL: .{1,400}mount source ([^\n]{1,400}?) doesn't exist",
+        "not on this node, so not to be bound into the container: {}",
         permanent=True,
     ),
     Cause(
@@ -170,4 +209,5 @@ COMMON_CAUSES = (
     Cause(r"(Unsupported CPU attention configuration[^'\n]{0,160})", "{}", permanent=True),
     Cause(r"(?:Value error|ValueError)[,:] ([^\n\[]{1,240})", "{}", permanent=True),
     Cause(r"Worker failed with error '([^'\n]{1,240})", "{}", permanent=False),
+    Cause(r"FATAL: +(container creation failed: [^\n]{1,240})", "{}", permanent=False),
 )

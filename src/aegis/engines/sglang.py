@@ -1,4 +1,4 @@
-"""SGLang: `python -m sglang.launch_server`."""
+"""SGLang: `python3 -m sglang.launch_server`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,36 @@ class Sglang:
     """Servers of `sglang.launch_server`."""
 
     name = "sglang"
-    program = "python"
+    program = "python3"
     causes: tuple[Cause, ...] = COMMON_CAUSES
     metrics: Mapping[str, tuple[str, ...]] = {
         "running": ("sglang:num_running_reqs",),
         "waiting": ("sglang:num_queue_reqs",),
-        "tokens": ("sglang:generation_tokens_total", "sglang:prompt_tokens_total"),
+        "swapped": (),
         "kv_cache": ("sglang:token_usage",),
+        "cpu_cache": (),
+        "prefix_hit_rate": ("sglang:cache_hit_rate",),
+        "prefix_hits": ("sglang:cached_tokens_total",),
+        "prefix_queries": ("sglang:prompt_tokens_total",),
+        "prompt_tokens": ("sglang:prompt_tokens_total",),  # these two count a request when it is finished
+        "generation_tokens": ("sglang:generation_tokens_total",),
+        "prompt_progress": (
+            "sglang:realtime_tokens_total{mode=prefill_compute|prefill_cache}",
+            "sglang:prompt_tokens_total",
+        ),
+        "generation_progress": (
+            "sglang:realtime_tokens_total{mode=decode}",
+            "sglang:generation_tokens_total",
+        ),
+        "succeeded": ("sglang:num_requests_total",),
+        "aborted": ("sglang:num_aborted_requests_total",),
+        "first_token": ("sglang:time_to_first_token_seconds",),
+        "token_to_token": (
+            "sglang:inter_token_latency_seconds",
+            "sglang:time_per_output_token_seconds",
+        ),
+        "whole_request": ("sglang:e2e_request_latency_seconds",),
+        "queue_time": ("sglang:queue_time_seconds",),
     }
     reserved: Mapping[str, str | None] = {
         "--host": None,
@@ -48,7 +71,7 @@ class Sglang:
     }
 
     def command(self, start: Start) -> tuple[str, ...]:
-        """Return `python -m sglang.launch_server ...`."""
+        """Return `python3 -m sglang.launch_server ...`."""
         entry = start.entry
         args = ["--model-path", start.weights, *option("--served-model-name", entry.name)]
         args += ["--host", start.bind, "--port", PORT, "--tp-size", str(entry.tensor_parallel_size)]
@@ -58,7 +81,8 @@ class Sglang:
             args += ["--dp-size", str(entry.data_parallel_size)]
         if start.members > 1:
             args += ["--nnodes", str(start.members), "--node-rank", str(start.member.rank)]
-            args += ["--dist-init-addr", f"{start.master}:{start.master_port}"]
+            # SGLang takes the next few ports too
+            args += ["--dist-init-addr", f"{start.master}:{start.instance.members[0].internal_port}"]
         args += ["--enable-metrics"]
         defaults = start.platform.engine_args.get(self.name, ())
         return (

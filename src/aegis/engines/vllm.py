@@ -15,6 +15,8 @@ from aegis.engines.base import (
     merge_args,
     option,
 )
+from aegis.engines.ray import command as ray_command
+from aegis.engines.ray import uses_ray
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,8 +36,22 @@ class Vllm:
     metrics: Mapping[str, tuple[str, ...]] = {
         "running": ("vllm:num_requests_running",),
         "waiting": ("vllm:num_requests_waiting",),
-        "tokens": ("vllm:generation_tokens_total", "vllm:prompt_tokens_total"),
+        "swapped": ("vllm:num_requests_swapped",),
         "kv_cache": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+        "cpu_cache": ("vllm:cpu_cache_usage_perc",),
+        "prefix_hit_rate": ("vllm:gpu_prefix_cache_hit_rate",),
+        "prefix_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+        "prefix_queries": ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
+        "prompt_tokens": ("vllm:prompt_tokens_total",),
+        "generation_tokens": ("vllm:generation_tokens_total",),
+        "prompt_progress": ("vllm:prompt_tokens_total",),
+        "generation_progress": ("vllm:generation_tokens_total",),
+        "succeeded": ("vllm:request_success_total",),
+        "aborted": (),  # a reason of `succeeded`
+        "first_token": ("vllm:time_to_first_token_seconds",),
+        "token_to_token": ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
+        "whole_request": ("vllm:e2e_request_latency_seconds",),
+        "queue_time": ("vllm:request_queue_time_seconds",),
     }
     reserved: Mapping[str, str | None] = {
         "--host": None,
@@ -50,16 +66,17 @@ class Vllm:
     }
 
     def command(self, start: Start) -> tuple[str, ...]:
-        """Return `vllm serve ...`."""
-        entry = start.entry
+        """Return `vllm serve ...`, inside of Ray's command where that was asked for."""
         defaults = start.platform.engine_args.get(self.name, ())
-        return (
+        ray = ("--distributed-executor-backend", "ray") if uses_ray(start) else ()
+        words = (
             start.executable,
             "serve",
             start.weights,
             *serve_args(start),
-            *merge_args(defaults, entry.extra_vllm_args),
+            *merge_args(defaults, (*ray, *start.entry.extra_vllm_args)),
         )
+        return ray_command(start, words) if ray else words
 
     def environment(self, start: Start) -> dict[str, str]:
         """Return ports that do not clash, the node's address, and CPU cores where there is no accelerator."""
@@ -70,6 +87,8 @@ class Vllm:
         }
         if start.members > 1:
             environment["VLLM_HOST_IP"] = start.address
+        if uses_ray(start):
+            environment["RAY_AUTH_MODE"] = "token"  # else whoever reaches its ports can run code as this user
         if start.platform.node.device_kind == CPU_KIND:
             cpus = [start.platform.node.device_cpus[device] for device in start.member.devices]
             if all(cpus):
@@ -90,7 +109,7 @@ def serve_args(start: Start) -> tuple[str, ...]:
         args += ["--pipeline-parallel-size", str(entry.pipeline_parallel_size)]
     if entry.data_parallel_size > 1:
         args += ["--data-parallel-size", str(entry.data_parallel_size)]
-    if start.members == 1:
+    if start.members == 1 or uses_ray(start):
         return tuple(args)
     ranks_here = len(start.member.devices) // (entry.tensor_parallel_size * entry.pipeline_parallel_size)
     if entry.data_parallel_size > 1 and ranks_here:  # whole replicas on each node

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aegis.registry.model import Service
+
+
+def is_own(text: str) -> bool:
+    """Tell whether an `endpoints_file` names a file of its own for each job."""
+    return "{job}" in text or "{run_dir}" in text
+
+
+def endpoints_path(text: str, handle: str, run_dir: str) -> str:
+    """Return the absolute path of an `endpoints_file`; `{job}` and `{run_dir}` stand for those of the job."""
+    job = handle.partition("://")[2]
+    return os.path.abspath(text.replace("{job}", job).replace("{run_dir}", run_dir))  # noqa: PTH100 - links stay
 
 
 def endpoint_lines(services: Iterable[Service]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import signal
@@ -13,25 +14,28 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from aegis.engines.ray import TOKEN_VARIABLE
 from aegis.errors import (
     AegisError,
     ConfigError,
     DeadlineError,
     InterruptedByUser,
+    NotFoundError,
     RegistryUnreachable,
 )
 from aegis.files import PRIVATE, write_atomically
 from aegis.fleet.archive import agent_archive
-from aegis.fleet.endpoints import EndpointsFile, endpoint_lines
+from aegis.fleet.endpoints import EndpointsFile, endpoint_lines, endpoints_path, is_own
+from aegis.fleet.launchers import agents_for
 from aegis.fleet.nodes import Host, allocation, head_of
 from aegis.fleet.order import Fleet, fleet_file, node_orders
 from aegis.fleet.prepare import place_on, refuse_shared_endpoints
 from aegis.fleet.progress import Counts, Progress, failure_lines
-from aegis.fleet.services import RegistryProcess, agents_for, registry_client
+from aegis.fleet.services import RegistryProcess, registry_client
 from aegis.fleet.weights import download, find_weights, path_of
 from aegis.processes import start_of
 from aegis.runs import Manifest, RunDir, register
-from aegis.schedulers.base import JOB_VARIABLE, RUN_DIR_VARIABLE
+from aegis.schedulers.base import JOB_VARIABLE, RUN_DIR_VARIABLE, SECRET_NAMES, SECRETS_VARIABLE, notice
 from aegis.schedulers.local import new_handle
 from aegis.spec.walltime import format_walltime, parse_walltime
 
@@ -44,7 +48,7 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 1.0  # how long the head listens before it looks at its own processes
 REVIVAL_PATIENCE = 60.0  # a registry that stays away so long ends the launch
 POLICY_VARIABLE = "AEGIS_AGENT_POLICY"  # JSON of seconds by name (`Policy` of agent/vitals.py): for tests, whose time is short
-PASSED_ON = ("VLLM_API_KEY", "HF_TOKEN")  # secrets of the environment that engines need
+NOTICE_SLACK = 75.0  # Slurm may send its notice up to a minute early
 
 
 class Stop(Exception):
@@ -61,18 +65,20 @@ class Launch:
 
     def __init__(self, resolved: Resolved, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
         self.deployment = resolved.deployment
-        self.token = resolved.hf_token
+        self.passed = _submitted_secrets(environ)
+        if resolved.hf_token:
+            self.passed["HF_TOKEN"] = resolved.hf_token.reveal()
         self.environ = environ
         self.say = say
         self.hosts: list[Host] = allocation(resolved.platform, environ)
         self.platform, self.placement = place_on(resolved.platform, self.deployment, len(self.hosts))
         self.hosts = self.hosts[: self.placement.nodes]
         self.started = time.monotonic()
-        self.endpoints = EndpointsFile(Path(os.path.abspath(self.deployment.endpoints_file)))  # noqa: PTH100 - links stay
         self.walltime = parse_walltime(self.deployment.walltime) if self.deployment.walltime else None
         self.patience = _patience(environ)
         self._wish: Stop | None = None
         self._told_problem = ""
+        self._signalled = False
 
     def run(self, on_ready: Callable[[list[str]], None]) -> None:
         """Serve until told to stop.
@@ -83,19 +89,20 @@ class Launch:
         Raises:
             AegisError: it could not start, nothing is left, or it was interrupted.
         """
-        refuse_shared_endpoints(self.endpoints.path, self.environ)
-        download(self.deployment, self.environ, self.token.reveal() if self.token else None, self.say)
+        self._refuse_shared_endpoints()
+        download(self.deployment, self.environ, self.passed.get("HF_TOKEN"), self.say)
         weights = tuple(
             find_weights(entry, skip_staging=self.deployment.skip_staging) for entry in self.deployment.models
         )
         self.run_dir, self.manifest = self._open()
+        self.endpoints = EndpointsFile(Path(str(self.manifest.endpoints_file)))
         if not self.environ.get(RUN_DIR_VARIABLE):
             self.say = _also_into(self.run_dir.err, self.say)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        head = head_of(self.hosts, os.uname().nodename)
+        head = head_of(self.hosts, os.uname().nodename, self.platform.network.host_suffix)
         self.registry = RegistryProcess(self.run_dir, head.bind, head.address, self.deployment.registry_port)
-        self.agents = agents_for(self.platform, self.run_dir, self.hosts, sys.executable)
+        self.agents = agents_for(self.platform, self.run_dir, self.hosts, sys.executable, self.environ)
         try:
             self._write_secrets()
             self.registry.start()
@@ -119,29 +126,40 @@ class Launch:
 
     # -- before
 
+    def _refuse_shared_endpoints(self) -> None:
+        if not is_own(self.deployment.endpoints_file):
+            file = Path(os.path.abspath(self.deployment.endpoints_file))  # noqa: PTH100 - links stay
+            refuse_shared_endpoints(file, self.environ)
+
     def _open(self) -> tuple[RunDir, Manifest]:
-        """Return the run directory that the scheduler made for this job, or a new one."""
+        """Return the run directory of this job, and its manifest: both may be there, from the submission or an earlier run."""
         handle = self.environ.get(JOB_VARIABLE) or _handle_of(self.environ) or new_handle()
         given = self.environ.get(RUN_DIR_VARIABLE)
         models = [entry.name for entry in self.deployment.models]
         if given:
-            run = RunDir.at(Path(given))
-            manifest = run.read_manifest()
+            run = RunDir.make(Path(given))
         else:
             run = RunDir.create(self.deployment.log_dir, models[0], handle.partition("://")[2])
-            manifest = Manifest(
-                job=handle,
-                name=self.deployment.name or models[0],
-                models=models,
-                run_dir=str(run.path),
-                created=time.time(),
-            )
+        manifest = Manifest(
+            job=handle,
+            name=self.deployment.name or models[0],
+            models=models,
+            run_dir=str(run.path),
+            created=time.time(),
+            secrets_file=self.environ.get(SECRETS_VARIABLE),
+        )
+        with contextlib.suppress(NotFoundError):  # the job may be faster than whoever submitted it
+            before = run.read_manifest()
+            manifest.name, manifest.created, manifest.restarts = before.name, before.created, before.restarts
+            if before.state != "PENDING":  # put back into the queue, and started again
+                manifest.restarts += 1
+                run.journal.unlink(missing_ok=True)  # nothing of what it lists lives
         manifest.state = "LAUNCHING"
         manifest.pid, manifest.pid_started = os.getpid(), start_of(os.getpid())
         manifest.host = os.uname().nodename
         manifest.nodes, manifest.instances = self.placement.nodes, len(self.placement.instances)
         manifest.platform, manifest.walltime = self.platform.name, self.walltime
-        manifest.endpoints_file = str(self.endpoints.path)
+        manifest.endpoints_file = endpoints_path(self.deployment.endpoints_file, handle, str(run.path))
         manifest.deployment = msgspec.to_builtins(self.deployment)
         try:
             run.write_manifest(manifest)
@@ -157,9 +175,10 @@ class Launch:
 
     def _write_secrets(self) -> None:
         token = secrets.token_urlsafe(24)
-        passed = {name: self.environ[name] for name in PASSED_ON if self.environ.get(name)}
-        if self.token:
-            passed["HF_TOKEN"] = self.token.reveal()
+        own = {name: self.environ[name] for name in SECRET_NAMES if self.environ.get(name)}
+        passed = {**own, **self.passed}
+        if any(entry.distributed_executor == "ray" for entry in self.deployment.models):
+            passed[TOKEN_VARIABLE] = secrets.token_hex(32)
         content = msgspec.json.encode({"registry_token": token, "env": passed}).decode()
         self._write(self.run_dir.token, token + "\n", PRIVATE)
         self._write(self.run_dir.secrets, content, PRIVATE)
@@ -256,7 +275,7 @@ class Launch:
         given_up = counts.lost and all(each.status == "failed" for each in self.progress.heads.values())
         if given_up or not self.agents.running:
             raise self._lost(counts)
-        if self.walltime and self.platform.launcher == "local" and elapsed > self.walltime:
+        if self.walltime and self._time_left() < self._own_notice():
             raise Stop(f"ended at its walltime of {format_walltime(self.walltime)}")
         if not counts.healthy and self.manifest.ready is None and elapsed > self.deployment.startup_timeout:
             reasons = "\n".join(
@@ -294,10 +313,25 @@ class Launch:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
+        self._signalled = True
         if number == signal.SIGINT:
             self._wish = Stop("interrupted", InterruptedByUser("interrupted; all servers are stopped"))
+        elif self.walltime and self._time_left() < notice(self.walltime) + NOTICE_SLACK < self.walltime:
+            self._wish = Stop(f"ended at its walltime of {format_walltime(self.walltime)}")
         else:
             self._wish = Stop("shut down")
+
+    def _time_left(self) -> float:
+        """Return the seconds that the scheduler still gives this job."""
+        began = _seconds(self.environ.get("SLURM_JOB_START_TIME"))
+        elapsed = time.time() - began if began else time.monotonic() - self.started
+        return (self.walltime or 0) - elapsed
+
+    def _own_notice(self) -> float:
+        """Return how many seconds before the walltime to stop unasked: PBS gives no notice, and 10 s from TERM to KILL."""
+        if self.environ.get("PBS_JOBID"):
+            return notice(self.walltime or 0)
+        return 0 if self.platform.launcher == "local" else -math.inf
 
     # -- after
 
@@ -308,6 +342,10 @@ class Launch:
         self.registry.stop()
         self.endpoints.remove()
         self.run_dir.remove_secrets()
+        if (
+            self.manifest.secrets_file and not self._signalled
+        ):  # a signal may mean that the job is to run again
+            Path(self.manifest.secrets_file).unlink(missing_ok=True)
         self.manifest.state = (
             "FAILED" if stop.error and not isinstance(stop.error, InterruptedByUser) else "SHUTDOWN"
         )
@@ -341,6 +379,26 @@ def _also_into(log: Path, say: Callable[[str], None]) -> Callable[[str], None]:
             stream.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
     return both
+
+
+def _submitted_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the secrets that the submission left for this job."""
+    file = environ.get(SECRETS_VARIABLE)
+    if not file:
+        return {}
+    try:
+        return msgspec.json.decode(Path(file).read_bytes(), type=dict[str, str])
+    except (OSError, msgspec.DecodeError) as error:
+        raise AegisError(
+            f"the secrets of this job cannot be read: {file}: {error}", hint="submit it again"
+        ) from None
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        return float(text or 0)
+    except ValueError:
+        return 0.0
 
 
 def _handle_of(environ: Mapping[str, str]) -> str | None:

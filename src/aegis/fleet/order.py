@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +9,19 @@ import msgspec
 from msgspec import Struct
 
 from aegis.engines import engine
-from aegis.engines.base import Cause, Engine, Health, Start
+from aegis.engines.base import Cause, Engine, Health, Start, load_names
+from aegis.engines.ray import TOKEN_VARIABLE
+from aegis.fleet.environments import (
+    container_command,
+    container_environment,
+    container_lines,
+    expanded,
+    proxies,
+    setup_lines,
+    with_setup,
+)
 from aegis.runs import RunDir, slug
+from aegis.schedulers.base import SECRET_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +35,9 @@ PORT_BLOCK = 2000  # how far a launch moves when its default ports are taken: mo
 NO_PROXY_NODES = 256  # beyond this many names a site's suffix has to do: one variable holds 128 kB at most
 JOB_VARIABLES = ("AEGIS_JOB", "AEGIS_RUN_DIR")  # of the head of the job, not of its servers
 PUSH_SECONDS = 10.0
+HEAD_SECONDS = (
+    300.0  # without a registry servers are found by nobody: after so long it has forgotten them, too
+)
 LINKED_PUSH_SECONDS = 2.0  # members of one instance learn of each other's restarts from the answers
 
 
@@ -60,6 +73,7 @@ class NodeOrder(Struct, kw_only=True):
     node: str
     registry: str
     push_interval: float
+    head_patience: float = HEAD_SECONDS
     instances: list[InstanceOrder]
 
 
@@ -86,11 +100,6 @@ class Fleet(Struct, frozen=True, kw_only=True):
     path: str = "/usr/bin:/bin"  # PATH of the launch
     no_proxy: str = ""  # what the environment has already
     patience: dict[str, float] = {}  # seconds of the agent's policy, where the launch wants others
-
-
-def expanded(path: str) -> Path:
-    """Return a path with its `~` replaced, where that user is known."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for an unknown user
 
 
 def service_names(models: Sequence[ModelEntry]) -> list[str]:
@@ -151,12 +160,13 @@ def _instance_order(
     linked = len(instance.members) > 1
     identity = f"{name}.rank{member.rank}" if linked and member.rank else name
     start = _start(fleet, instance, member, kind)
+    argv, environment = _process(fleet, start, kind)
     return InstanceOrder(
         id=identity,
         service_type=entry.engine if member.rank == 0 else f"{entry.engine}-member",
         rank=member.rank,
-        argv=with_setup(kind.command(start), _setup(fleet)),
-        env=_environment(fleet, start, kind),
+        argv=argv,
+        env=environment,
         mask=fleet.platform.node.mask_variable or "",
         unset=[*fleet.platform.unset, *JOB_VARIABLES],
         cwd=fleet.work_dir,
@@ -170,7 +180,7 @@ def _instance_order(
         port_block=block,
         log=str(fleet.run.instances / f"{identity}.log"),
         health=kind.health(entry),
-        metrics=dict(kind.metrics),
+        metrics=load_names(kind.metrics),
         causes=kind.causes,
         policy={
             "startup_timeout": fleet.deployment.startup_timeout,
@@ -209,7 +219,7 @@ def _start(fleet: Fleet, instance: Instance, member: Member, kind: Engine) -> St
 
 
 def _environment(fleet: Fleet, start: Start, kind: Engine) -> dict[str, str]:
-    """Return the instance's variables: the platform's, the engine's, ours, then the user's; devices always ours."""
+    """Return the engine's variables: the platform's, the engine's, ours, then the user's; devices always ours."""
     platform, deployment = fleet.platform, fleet.deployment
     environment = dict(platform.env)
     if deployment.venv:
@@ -220,77 +230,49 @@ def _environment(fleet: Fleet, start: Start, kind: Engine) -> dict[str, str]:
     if start.weights_are_local or deployment.skip_staging:
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     environment |= kind.environment(start)
-    environment |= start.entry.env
-    if platform.node.mask_variable:
-        environment[platform.node.mask_variable] = ",".join(str(device) for device in start.member.devices)
-    return environment
+    return environment | start.entry.env | _mask(start)
+
+
+def _mask(start: Start) -> dict[str, str]:
+    name = start.platform.node.mask_variable
+    return {name: ",".join(str(device) for device in start.member.devices)} if name else {}
 
 
 def _proxies(fleet: Fleet) -> dict[str, str]:
-    """Return the site's proxies, and the names that must never go through one: every node of this job."""
-    network = fleet.platform.network
-    result: dict[str, str] = {}
-    if network.http_proxy:
-        result |= dict.fromkeys(
-            ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), network.http_proxy
-        )
-    if network.all_proxy:
-        result |= dict.fromkeys(("all_proxy", "ALL_PROXY"), network.all_proxy)
-    direct = [*filter(None, fleet.no_proxy.split(",")), "localhost", "127.0.0.1", *network.no_proxy]
-    if network.host_suffix:
-        direct.append(network.host_suffix)
-    if len(fleet.hosts) <= NO_PROXY_NODES:
-        for host in fleet.hosts:
-            direct += [host.name, host.name.partition(".")[0], host.address]
-    joined = ",".join(dict.fromkeys(direct))
-    return {**result, "no_proxy": joined, "NO_PROXY": joined}
+    """Return the site's proxies; no node of this job is reached through one."""
+    hosts = fleet.hosts if len(fleet.hosts) <= NO_PROXY_NODES else ()
+    names = [name for host in hosts for name in (host.name, host.name.partition(".")[0], host.address)]
+    return proxies(fleet.platform, fleet.no_proxy, names)
 
 
-def _setup(fleet: Fleet) -> list[str]:
-    """Return the shell lines before the engine: the site's modules, then the environment that was named."""
-    lines = list(fleet.platform.setup)
-    if fleet.deployment.conda_env:
-        lines += conda_lines(fleet.deployment.conda_env, fleet.platform.node.local_path)
-    return lines
+def _process(fleet: Fleet, start: Start, kind: Engine) -> tuple[list[str], dict[str, str]]:
+    """Return the command that the agent starts, and its variables."""
+    command, environment = kind.command(start), _environment(fleet, start, kind)
+    setup = setup_lines(fleet.deployment, fleet.platform)
+    if not _contained(fleet, start):
+        return with_setup(command, setup), environment
+    mask = _mask(start)
+    late = (*mask, *SECRET_NAMES, TOKEN_VARIABLE)  # known to the agent alone
+    inside = {name: value for name, value in environment.items() if name not in late}
+    argv = container_command(
+        command, fleet.deployment, fleet.platform, fleet.work_dir, _folders(start, environment)
+    )
+    setup += container_lines(fleet.deployment.hf_home, late)
+    return with_setup(argv, setup), container_environment(inside, {**_proxies(fleet), **mask})
 
 
-def conda_lines(environment: str, local_path: str) -> list[str]:
-    """Return the shell lines that activate a conda environment.
-
-    A directory is activated where it is; a conda-pack tarball is unpacked once per node, under a lock, in a folder that
-    nobody else may write, at a path of its own per content stamp (size and time). What is not complete is not used.
-    """
-    import shlex  # noqa: PLC0415 - only where a conda environment is named
-
-    return [
-        f"conda_env={shlex.quote(environment)}",
-        'if [ ! -d "$conda_env" ]; then',
-        '  [ -f "$conda_env" ] || { echo "aegis: cannot run: no conda environment at $conda_env" >&2; exit 127; }',
-        "  stamp=$(stat -c '%s-%Y-%n' -- \"$conda_env\" | cksum | cut -d' ' -f1)",
-        f'  private="{local_path}"/aegis-env-$(id -u)',  # from the profile: may name $USER
-        '  mkdir -m 700 -p -- "$private" && [ -O "$private" ] && [ ! -L "$private" ] ||',
-        '    { echo "aegis: cannot run: $private is not ours" >&2; exit 127; }',
-        '  unpacked="$private/$stamp"',
-        "  (",
-        "    flock 9",
-        '    if [ ! -e "$unpacked/.complete" ]; then',
-        '      rm -rf -- "$unpacked" && mkdir -- "$unpacked" && tar --force-local -xf "$conda_env" -C "$unpacked" &&',
-        '        { [ ! -x "$unpacked/bin/conda-unpack" ] || "$unpacked/bin/conda-unpack"; } &&',
-        '        touch -- "$unpacked/.complete" || { rm -rf -- "$unpacked"; exit 1; }',
-        "    fi",
-        '  ) 9>"$unpacked.lock" || { echo "aegis: cannot run: $conda_env could not be unpacked" >&2; exit 1; }',
-        "  conda_env=$unpacked",
-        "fi",
-        '. "$conda_env/bin/activate" || exit 127',
-    ]
+def _contained(fleet: Fleet, start: Start) -> bool:
+    """Tell whether the engine is in the image. Simulated servers never are: they run on the Python of this launch."""
+    return fleet.deployment.image is not None and start.entry.engine != "sim"
 
 
-def with_setup(argv: Sequence[str], setup: Sequence[str]) -> list[str]:
-    """Return the command behind its set-up lines; arguments never pass through the shell's eyes."""
-    if not setup:
-        return list(argv)
-    body = "\n".join([*setup, 'exec "$@"'])
-    return ["bash", "-lc", body, "aegis", *argv]
+def _folders(start: Start, environment: dict[str, str]) -> list[str]:
+    """Return what a container must see besides: the weights, with the files that a cache entry links to."""
+    folders = [environment["TMPDIR"]] if "TMPDIR" in environment else []
+    if start.weights_are_local:
+        weights = Path(start.weights)
+        folders.append(str(weights.parents[1] if weights.parent.name == "snapshots" else weights))
+    return folders
 
 
 def fleet_file(orders: Sequence[NodeOrder]) -> str:

@@ -1,4 +1,4 @@
-"""The processes that a launch itself starts: the registry, and one agent per node. All of them end with it."""
+"""The processes that a launch itself starts end with it, however it ends; among them the registry."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from aegis.errors import RegistryUnreachable, SiteError
 from aegis.fleet.agent.processes import SHIM
-from aegis.processes import is_running
 from aegis.registry.client import RegistryClient
 from aegis.spec.deployment import REGISTRY_PORT
 
@@ -20,13 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import IO
 
-    from aegis.fleet.nodes import Host
     from aegis.runs import RunDir
-    from aegis.spec.platform import Platform
 
 PORTS_TRIED = 50  # after the default one, where the user named none
 REGISTRY_START_SECONDS = 30.0
-AGENT_RESTARTS = 3
 STOP_SECONDS = 40.0  # an agent gives its instances 15 s, then kills them
 
 
@@ -104,7 +100,7 @@ class RegistryProcess:
         ]
         command += ["--token-file", str(self.run.token), "--journal", str(self.run.journal)]
         command += ["--port-file", str(self.run.port_file)]
-        with _log(self.run, "registry") as log:
+        with log_of(self.run, "registry") as log:
             self.process = subprocess.Popen(
                 tied(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
@@ -122,169 +118,6 @@ class RegistryProcess:
             time.sleep(0.01)
         self.stop()
         return f"no answer in {REGISTRY_START_SECONDS:.0f} s"
-
-
-class Agents(Protocol):
-    """The agents of all nodes, however they are started."""
-
-    def start(self) -> None:
-        """Start one on every node."""
-        ...
-
-    def check(self) -> list[str]:
-        """Start again what died before its time, and return what there is to say about it."""
-        ...
-
-    @property
-    def running(self) -> bool:
-        """Whether any agent runs."""
-        ...
-
-    def stop(self) -> None:
-        """End all of them, and with them every instance."""
-        ...
-
-
-class Each:
-    """An agent process per node, started from here: on this machine, or through ssh."""
-
-    def __init__(self, run: RunDir, hosts: Sequence[Host], python: str, *, remote: bool) -> None:
-        self.run = run
-        self.hosts = hosts
-        self.python = python
-        self.remote = remote
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.restarts: dict[str, int] = {}
-        self.given_up: set[str] = set()
-        self.waiting: set[str] = set()  # to be started again
-
-    def start(self) -> None:
-        """Start one on every node."""
-        for host in self.hosts:
-            self._start(host)
-
-    def check(self) -> list[str]:
-        """Start again an agent that was killed; one that gave up its instances stays down."""
-        said = []
-        for host in self.hosts:
-            process = self.processes[host.name]
-            code = process.poll()
-            if code in (None, 0, 1) or host.name in self.given_up:
-                continue
-            if self._lingers(host):
-                self.waiting.add(host.name)
-                continue
-            self.waiting.discard(host.name)
-            tries = self.restarts.get(host.name, 0)
-            if tries >= AGENT_RESTARTS:
-                self.given_up.add(host.name)
-                said.append(f"the agent of node {host.name} ended {tries + 1} times (code {code}): given up")
-                continue
-            self.restarts[host.name] = tries + 1
-            said.append(f"the agent of node {host.name} ended (code {code}): started again")
-            self._start(host)
-        return said
-
-    @property
-    def running(self) -> bool:
-        """Whether any agent runs, or is about to."""
-        return bool(self.waiting) or any(process.poll() is None for process in self.processes.values())
-
-    def stop(self) -> None:
-        """Ask all to end at once, wait, kill what is left."""
-        stop_all(list(self.processes.values()))
-
-    def _lingers(self, host: Host) -> bool:
-        """Tell whether what the agent left is still ending its servers: their ports and devices are not free yet."""
-        if self.remote:
-            return False
-        shared = agent_command(self.run, self.python, host.name)[3:]  # what guard and worker both have
-        return is_running(shared)
-
-    def _start(self, host: Host) -> None:
-        command = agent_command(self.run, self.python, host.name)
-        if self.remote:
-            import shlex  # noqa: PLC0415 - ssh only
-
-            command = ["ssh", "-oBatchMode=yes", "-tt", host.name, shlex.join(command)]
-        else:
-            command += ["--parent", str(os.getpid())]
-        with _log(self.run, host.name) as log:
-            self.processes[host.name] = subprocess.Popen(
-                tied(command) if self.remote else command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-
-class Together:
-    """One process of the site's launcher that starts an agent on every node: srun or mpiexec."""
-
-    def __init__(self, run: RunDir, hosts: Sequence[Host], python: str, platform: Platform) -> None:
-        self.run = run
-        self.hosts = hosts
-        self.python = python
-        self.platform = platform
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def command(self) -> list[str]:
-        """Return the launcher's command; each agent finds its line by its host name."""
-        count, names = str(len(self.hosts)), ",".join(host.name for host in self.hosts)
-        extra = list(self.platform.launcher_args)
-        if self.platform.launcher == "srun":
-            head = [
-                "srun",
-                f"--nodes={count}",
-                f"--ntasks={count}",
-                "--ntasks-per-node=1",
-                f"--nodelist={names}",
-            ]
-            head += ["--kill-on-bad-exit=0", "--wait=0", "--overlap", "--export=ALL"]
-        else:
-            host_file = self.run.path / "hosts"
-            host_file.write_text("".join(f"{host.name}\n" for host in self.hosts))
-            head = ["mpiexec", "-n", count, "-ppn", "1", "--hostfile", str(host_file)]
-        return [*head, *extra, *agent_command(self.run, self.python, "")]
-
-    def start(self) -> None:
-        """Start the launcher.
-
-        Raises:
-            SiteError: it is not here.
-        """
-        with _log(self.run, "launcher") as log:
-            self.process = subprocess.Popen(
-                tied(self.command()), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-
-    def check(self) -> list[str]:
-        """Return nothing: the launcher is not started twice, its end ends the launch."""
-        return []
-
-    @property
-    def running(self) -> bool:
-        """Whether the launcher runs."""
-        return self.process is not None and self.process.poll() is None
-
-    def stop(self) -> None:
-        """End the launcher, and with it every agent."""
-        if self.process is not None:
-            stop_all([self.process])
-
-
-def agents_for(platform: Platform, run: RunDir, hosts: Sequence[Host], python: str) -> Agents:
-    """Return how this platform starts its agents."""
-    if platform.launcher in {"local", "ssh"}:
-        return Each(run, hosts, python, remote=platform.launcher == "ssh")
-    return Together(run, hosts, python, platform)
-
-
-def agent_command(run: RunDir, python: str, node: str) -> list[str]:
-    """Return the agent's command line; secrets are in a file that only its owner may read."""
-    command = [python, "-I", str(run.agent), str(run.fleet), "--secrets", str(run.secrets)]
-    return [*command, "--node", node] if node else command
 
 
 def stop_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -320,7 +153,7 @@ def _last_error(log: Path) -> str:
     return (errors or lines or [""])[-1].removeprefix("error: ")
 
 
-def _log(run: RunDir, name: str) -> IO[bytes]:
+def log_of(run: RunDir, name: str) -> IO[bytes]:
     """Open a log for appending; where the disk is full the output is dropped, and the launch goes on."""
     try:
         return (run.nodes / f"{name}.log").open("ab")
@@ -328,10 +161,4 @@ def _log(run: RunDir, name: str) -> IO[bytes]:
         return Path(os.devnull).open("ab")
 
 
-__all__ = [
-    "Agents",
-    "RegistryProcess",
-    "RegistryUnreachable",
-    "agents_for",
-    "registry_client",
-]
+__all__ = ["RegistryProcess", "RegistryUnreachable", "log_of", "registry_client", "stop_all", "tied"]

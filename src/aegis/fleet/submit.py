@@ -1,71 +1,39 @@
-"""From resolved deployments to one job."""
+"""From resolved deployments to a job: refuse what cannot work, write the script, hand it over."""
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec import Struct
 
-from aegis.errors import ConfigError, SiteError
-from aegis.fleet.prepare import place_on
-from aegis.fleet.weights import find_weights
-from aegis.runs import family, slug
-from aegis.schedulers.base import Component, JobRequest, Resources
-from aegis.spec.dump import dump_deployment
+from aegis.fleet.endpoints import is_own
+from aegis.fleet.jobs import Jobs
+from aegis.fleet.prepare import refuse_shared_endpoints
+from aegis.fleet.remote_files import TransportFiles
+from aegis.fleet.request import Place, job_request
+from aegis.preflight.files import Files, LocalFiles, UnseenFiles
+from aegis.preflight.finding import Finding, refuse
+from aegis.preflight.report import findings
+from aegis.schedulers.base import SECRET_NAMES, JobRequest, Scheduler, Submission
+from aegis.schedulers.transport import Here, Transport
+from aegis.spec.platforms import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from aegis.placement import Placement
-    from aegis.schedulers.base import Scheduler
-    from aegis.schedulers.transport import Transport
-    from aegis.spec.deployment import Deployment
-    from aegis.spec.platform import Platform
     from aegis.spec.resolve import Resolved
 
-# Where no Python is named: the one of `aegis` on the far side's PATH, which may be a link to a script of an environment
-FIND_PYTHON = 'p=$(command -v aegis) && p=$(readlink -f -- "$p") && [ -x "${p%/*}/python" ] && printf %s "${p%/*}/python"'
+LOOK_ROUND = 'uname -n; for c in sbatch qsub; do command -v "$c" >/dev/null && echo "$c"; done; true'
 
 
-class Place(Struct, frozen=True):
-    """The machine that a job is submitted from: this one, or a login node at the far end of ssh."""
+class Prepared(Struct, frozen=True):
+    """A job that may be submitted."""
 
-    home: str
-    folder: str  # absolute: what relative paths start from
-    python: str  # holds aegis
-
-    @classmethod
-    def here(cls) -> Place:
-        """Return this machine, as this process sees it."""
-        return cls(os.path.expanduser("~"), os.getcwd(), sys.executable)  # noqa: PTH109, PTH111 - text
-
-    @classmethod
-    def there(cls, transport: Transport, aegis_env: str | None) -> Place:
-        """Return the far side; `aegis_env` is the environment that holds aegis there.
-
-        Raises:
-            SiteError: no aegis is found there.
-        """
-        home = transport.home()
-        if aegis_env:
-            return cls(home, home, "")
-        found = transport.run(["bash", "-lc", FIND_PYTHON])
-        if found.code or not found.out.strip():
-            raise SiteError(
-                f"there is no aegis on {transport.name}",
-                hint="install it there, or name the environment that holds it with --aegis-env",
-            )
-        return cls(home, home, found.out.strip().splitlines()[-1])
-
-    def absolute(self, path: str) -> str:
-        """Return a path as this machine means it; links stay as the user wrote them."""
-        if path == "~" or path.startswith("~/"):
-            path = self.home + path[1:]
-        return os.path.normpath(Path(self.folder) / path)
+    request: JobRequest
+    script: str  # what `--dry-run` prints
+    scheduler: Scheduler
+    secrets: dict[str, str]
 
 
 def scheduler_for(name: str | None, transport: Transport, environ: Mapping[str, str]) -> Scheduler:
@@ -83,104 +51,69 @@ def scheduler_for(name: str | None, transport: Transport, environ: Mapping[str, 
     return Local(environ)
 
 
-def job_request(resolved: Sequence[Resolved], place: Place, name: str | None = None) -> JobRequest:
-    """Return the job that serves some deployments, each on nodes of its own; refused here if one cannot be placed.
+def far_site(transport: Transport, environ: Mapping[str, str]) -> Site:
+    """Return the far side as a site to recognise; profiles are those of this machine."""
+    answer = transport.run(["bash", "-c", LOOK_ROUND]).out.split()
+    name, commands = (answer[0] if answer else ""), set(answer[1:])
+    return Site(Site.here(environ).folders, name, lambda command: command in commands)
+
+
+def prepare(
+    resolved: Sequence[Resolved],
+    transport: Transport,
+    environ: Mapping[str, str],
+    *,
+    name: str | None = None,
+    force: bool = False,
+    warn: Callable[[str], None],
+) -> Prepared:
+    """Return the job that serves some deployments; nothing is written anywhere.
 
     Args:
-        resolved: one for an ordinary job; they share scheduler and environment.
-        place: where paths mean what they say.
+        resolved: one for an ordinary job; each of several becomes a component with nodes of its own.
+        transport: where the scheduler is.
+        environ: where secrets are found, and jobs of this user.
         name: of the job (default: the first deployment's).
+        force: submit what will probably fail.
+        warn: gets a line for each doubt.
 
     Raises:
-        PlacementError: one does not fit.
-        ConfigError: what is needed to ask for nodes is missing.
+        AegisError: it cannot work, with every reason that is known.
     """
     first = resolved[0].deployment
-    work_dir = place.absolute(first.work_dir or ".")
-    inside = msgspec.structs.replace(place, folder=work_dir)
-    env = first.aegis_env
-    return JobRequest(
-        name=name or first.name or slug(first.models[0].name),
-        components=tuple(_component(each, inside) for each in resolved),
-        work_dir=work_dir,
-        python=f"{place.absolute(env)}/bin/python" if env else place.python,
-    )
+    scheduler = scheduler_for(first.scheduler, transport, transport.environ)
+    here = isinstance(transport, Here)
+    place = Place.here() if here else Place.there(transport, first.aegis_env)
+    request = job_request(resolved, place, name)
+    refuse(_findings(resolved, request, _files(scheduler, transport, place, environ), environ), force, warn)
+    secrets = {name: environ[name] for name in SECRET_NAMES if environ.get(name)}
+    if token := resolved[0].hf_token:
+        secrets["HF_TOKEN"] = token.reveal()
+    return Prepared(request, scheduler.render(request), scheduler, secrets)
 
 
-def _component(resolved: Resolved, place: Place) -> Component:
-    deployment, platform, placement = _placed(resolved)
-    log_dir = place.absolute(deployment.log_dir)
-    endpoints = place.absolute(deployment.endpoints_file)
-    named = msgspec.structs.replace(
-        deployment, endpoints_file=endpoints, log_dir=log_dir, platform=_absolute(deployment.platform)
-    )
-    models = tuple(entry.name for entry in deployment.models)
-    stem = slug(models[0])
-    return Component(
-        models=models,
-        folder=f"{log_dir}/{family(stem)}",
-        stem=stem,
-        endpoints_file=endpoints,
-        deployment=dump_deployment(named, brief=True),
-        resources=_resources(named, platform, placement),
-    )
+def _files(scheduler: Scheduler, transport: Transport, place: Place, environ: Mapping[str, str]) -> Files:
+    """Return the files of the machine that has the scheduler; nobody can look at those of another site."""
+    if not isinstance(transport, Here):
+        return TransportFiles(transport, place)
+    return LocalFiles() if Jobs(environ, transport).present(scheduler.name) else UnseenFiles()
 
 
-def _placed(resolved: Resolved) -> tuple[Deployment, Platform, Placement]:
-    """Return the deployment with the devices pinned that it will be placed on, and that placement."""
-    deployment, platform = resolved.deployment, resolved.platform
-    if platform.launcher == "local":
-        placed, placement = place_on(platform, deployment, platform.nodes)
-        for entry in deployment.models:  # the weights are on this machine or nowhere
-            if not entry.download_weights:
-                find_weights(entry, skip_staging=deployment.skip_staging)
-        return deployment, placed, placement
-    simulated = all(entry.engine == "sim" for entry in deployment.models)
-    if not platform.node.devices and not deployment.gpus_per_node and not simulated:
-        raise ConfigError(
-            f"platform {platform.name} does not say how many devices a node has",
-            hint="give --gpus-per-node, or write a profile of your site that extends it",
-        )
-    nodes = deployment.nodes or (None if platform.node.devices or deployment.gpus_per_node else 1)
-    placed, placement = place_on(platform, deployment, nodes)
-    if platform.shared_nodes and not deployment.gpus_per_node and platform.node.devices:
-        used = most_devices(placement)
-        deployment = msgspec.structs.replace(deployment, gpus_per_node=used)
-    return deployment, placed, placement
+def _findings(
+    resolved: Sequence[Resolved], request: JobRequest, files: Files, environ: Mapping[str, str]
+) -> Iterator[Finding]:
+    for each, component in zip(resolved, request.components, strict=True):
+        yield from findings(each, component.resources.nodes, files, environ)
 
 
-def _resources(deployment: Deployment, platform: Platform, placement: Placement) -> Resources:
-    devices = deployment.gpus_per_node or platform.node.devices
-    shares = devices if platform.shared_nodes and devices else 0
-    memory = shares * (platform.memory_per_device_gib or 0)
-    return Resources(
-        nodes=deployment.nodes or placement.nodes,
-        devices=devices,
-        device_type=deployment.resource_type or platform.gpu_type,
-        device_option=platform.gpus,
-        cpus=deployment.cpus_per_node or shares * (platform.cpus_per_device or 0) or None,
-        memory=deployment.mem_per_node or (f"{memory}G" if memory else None),
-        walltime=deployment.walltime,
-        queue=deployment.queue,
-        account=deployment.account,
-        qos=deployment.qos,
-        constraint=deployment.constraint,
-        nodelist=deployment.nodelist,
-        exclude=deployment.exclude,
-        filesystems=deployment.filesystems,
-        directives=(*platform.directives, *deployment.directives),
-    )
+def submit(prepared: Prepared, environ: Mapping[str, str]) -> Submission:
+    """Submit a prepared job.
 
-
-def most_devices(placement: Placement) -> int:
-    """Return how many devices the fullest node uses."""
-    used: dict[int, int] = {}
-    for instance in placement.instances:
-        for member in instance.members:
-            used[member.node] = used.get(member.node, 0) + len(member.devices)
-    return max(used.values(), default=0)
-
-
-def _absolute(platform: str) -> str:
-    is_file = "/" in platform or platform.endswith((".yaml", ".yml"))
-    return os.path.abspath(Path(platform).expanduser()) if is_file else platform  # noqa: PTH100 - links stay
+    Raises:
+        ConfigError: another live job keeps its endpoints file.
+        SiteError: the scheduler refuses, or does not answer.
+    """
+    for component in prepared.request.components:
+        if not is_own(component.endpoints_file):
+            refuse_shared_endpoints(Path(component.endpoints_file), environ)
+    return prepared.scheduler.submit(prepared.request, prepared.script, prepared.secrets)

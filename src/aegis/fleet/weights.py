@@ -7,7 +7,9 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from aegis.errors import AegisError, ConfigError
-from aegis.fleet.order import Weights, expanded
+from aegis.fleet.environments import expanded
+from aegis.fleet.order import Weights
+from aegis.preflight.source import chosen_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,17 +55,15 @@ def snapshot_of(source: Path) -> Path:
     if not snapshots.is_dir():
         return source
     main = source / "refs" / "main"
-    if main.is_file():
-        chosen = snapshots / main.read_text().strip()
-        if (chosen / "config.json").exists():
-            return chosen
-    complete = sorted(path for path in snapshots.iterdir() if (path / "config.json").exists())
-    if not complete:
+    wanted = main.read_text(errors="replace").strip() if main.is_file() else ""
+    complete = {path.name for path in snapshots.iterdir() if (path / "config.json").exists()}
+    chosen = chosen_snapshot(wanted, complete)
+    if chosen is None:
         raise ConfigError(
             f"{source} is a Hugging Face cache entry without a complete snapshot",
             hint="download the model again, or name the snapshot's directory",
         )
-    return complete[-1]
+    return snapshots / chosen
 
 
 def download(

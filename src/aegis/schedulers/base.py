@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec import Struct
 
 from aegis.errors import SiteError
+from aegis.runs import JobState  # noqa: TC001 - a JobStatus is read from JSON, by its annotations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from aegis.runs import JobState
 
 JOB_VARIABLE = "AEGIS_JOB"  # inside a job: its handle
 RUN_DIR_VARIABLE = "AEGIS_RUN_DIR"  # inside a job: where it writes
@@ -31,6 +30,14 @@ SECRET_NAMES = (
 )  # of the environment: engines need them, schedulers must not store them
 # Of the environment of whoever submits: what a job needs and its script does not say. PBS passes nothing else.
 PASSED = (SECRETS_VARIABLE, "AEGIS_AGENT_POLICY", "AEGIS_PLATFORM_DIR", "AEGIS_STATE_DIR", "XDG_STATE_HOME")
+
+
+NOTICE_SECONDS = 60  # before the walltime, in which servers are stopped in good order
+
+
+def notice(walltime: int) -> int:
+    """Return how many seconds before its walltime a job is told; short jobs are told later, for they need the time."""
+    return max(1, min(NOTICE_SECONDS, walltime // 10))
 
 
 class SchedulerUnavailable(SiteError):
@@ -68,6 +75,8 @@ class Component(Struct, frozen=True, kw_only=True):
     endpoints_file: str  # absolute
     deployment: str  # YAML: the job's own copy, so that the script is the whole job
     resources: Resources
+    profile: str = ""  # YAML: the site profile, where aegis on the nodes has none of that name and content
+    profile_name: str = ""
 
 
 class JobRequest(Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,6 +100,8 @@ class Local:
                 f"the job cannot be started: {error.filename or run.path}: {error.strerror}",
                 hint="choose another directory with --log-dir",
             ) from None
+        # A caller that lives on does not leave a zombie.
+        threading.Thread(target=process.wait, daemon=True).start()
         return Submission(handle)
 
     def query(self, handles: Sequence[str]) -> dict[str, JobStatus]:

@@ -13,13 +13,17 @@ from aegis.schedulers.base import JOB_VARIABLE, RUN_DIR_VARIABLE
 if TYPE_CHECKING:
     from aegis.schedulers.base import Component, JobRequest
 
-# The first signal ends the servers; each launch writes why and what is left, then the job ends with the first bad code.
-WAIT = """trap 'kill -TERM $(jobs -p) 2>/dev/null' TERM INT
-code=0
-for job in $(jobs -p); do
-  wait "$job"
-  this=$?
-  while kill -0 "$job" 2>/dev/null; do wait "$job"; this=$?; done  # a signal ended the wait, not the job
+# Several launches: a signal ends their servers, and each writes why and what is left; the job ends with the first bad code.
+OWN_VARIABLES = "# shellcheck disable=SC2030,SC2031 # what a component exports is for itself alone"
+TRAP = "trap 'stopped=1; kill -TERM $(jobs -p) 2>/dev/null' TERM INT"
+WAIT = """code=0
+for job in "${launches[@]}"; do
+  stopped=1
+  while [ -n "$stopped" ]; do  # a signal ended the wait, not the launch
+    stopped=
+    wait "$job"
+    this=$?
+  done
   [ "$code" -ne 0 ] || code=$this
 done
 exit "$code\""""
@@ -30,6 +34,7 @@ class JobShell(Struct, frozen=True, kw_only=True):
 
     scheme: str  # of the handle: slurm, pbs
     directives: tuple[str, ...] = ()  # whole lines
+    first: tuple[str, ...] = ()  # what the two expressions below need
     job_id: str  # expression for the id in the handle
     folder_id: str  # the same, as it stands in file names
     # Per component, the lines that narrow the allocation down to its own nodes; none where there is one component.
@@ -43,8 +48,10 @@ def script(request: JobRequest, shell: JobShell | None = None) -> str:
         *(shell.directives if shell else ()),
         f"# Job {_comment(request.name)}, written by aegis {__version__}.",
         "# The deployment below is resolved: no file, flag or AEGIS_* variable changes it any more.",
+        *([OWN_VARIABLES] if len(request.components) > 1 else ()),
         "",
         f"cd -- {shlex.quote(request.work_dir)} || exit 3",
+        *(shell.first if shell else ()),
         *request.setup,
     ]
     if len(request.components) == 1:
@@ -52,44 +59,47 @@ def script(request: JobRequest, shell: JobShell | None = None) -> str:
         if shell:
             lines += _own_place(component, shell, "")
         return "\n".join([*lines, *_launch(request.python, component), ""])
+    lines += ["", TRAP]
     for number, component in enumerate(request.components):
         lines += ["", "("]
         if shell:
             lines += [*_own_place(component, shell, f"+{number}"), *shell.narrowing[number]]
-        lines += [*_launch(request.python, component), ") &"]
+        lines += [*_launch(request.python, component), ") &", 'launches+=("$!")']
     return "\n".join([*lines, "", WAIT, ""])
 
 
 def _own_place(component: Component, shell: JobShell, suffix: str) -> list[str]:
     """Return the lines that name the job, make its run directory and turn the output there."""
     place = shlex.quote(f"{component.folder}/{component.stem}.")
-    stem = shlex.quote(f"{component.stem}.")
+    log = f'"${RUN_DIR_VARIABLE}/${{{RUN_DIR_VARIABLE}##*/}}'
     return [
         f'export {JOB_VARIABLE}="{shell.scheme}://{shell.job_id}{suffix}"',
         f'export {RUN_DIR_VARIABLE}={place}"{shell.folder_id}{suffix}"',
         f'mkdir -p -- "${RUN_DIR_VARIABLE}" || exit 3',
-        f'exec >>"${RUN_DIR_VARIABLE}"/{stem}"{shell.folder_id}{suffix}.out" 2>>"${RUN_DIR_VARIABLE}"/{stem}"{shell.folder_id}{suffix}.err" || exit 3',
+        f'exec >>{log}.out" 2>>{log}.err" || exit 3',
     ]
 
 
 def _launch(python: str, component: Component) -> list[str]:
-    end = _delimiter(component.deployment)
+    # -P: a folder `aegis` or a file `types.py` in the working directory is not imported
+    launch = f"exec {shlex.quote(python)} -P -m aegis launch --config - --no-environment"
+    if not component.profile:
+        return _here_document(launch, component.deployment, "AEGIS_DEPLOYMENT")
+    file = f'"${RUN_DIR_VARIABLE}"/{shlex.quote(f"{component.profile_name}.yaml")}'
     return [
-        # -P: a folder `aegis` or a file `types.py` in the working directory is not imported
-        f"exec {shlex.quote(python)} -P -m aegis launch --config - --no-environment <<'{end}'",
-        component.deployment.rstrip("\n"),
-        end,
+        *_here_document(f"cat >{file} || exit 3", component.profile, "AEGIS_PLATFORM"),
+        *_here_document(f"{launch} --platform {file}", component.deployment, "AEGIS_DEPLOYMENT"),
     ]
+
+
+def _here_document(command: str, text: str, end: str) -> list[str]:
+    """Return a command with a text as its input; the text's end is a line that it does not have."""
+    lines = set(text.splitlines())
+    while end in lines:
+        end += "_"
+    before, separator, after = command.partition(" || ")
+    return [f"{before} <<'{end}'{separator}{after}", text.rstrip("\n"), end]
 
 
 def _comment(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
-
-
-def _delimiter(text: str) -> str:
-    """Return a line that the text does not have."""
-    lines = set(text.splitlines())
-    end = "AEGIS_DEPLOYMENT"
-    while end in lines:
-        end += "_"
-    return end

@@ -34,6 +34,15 @@ class Transport(Protocol):
 
     name: str  # "this machine" or user@host
 
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """The variables that a command has there.
+
+        Raises:
+            SchedulerUnavailable: the connection is cut.
+        """
+        ...
+
     def run(
         self,
         argv: Sequence[str],
@@ -41,6 +50,7 @@ class Transport(Protocol):
         text: str = "",
         environ: Mapping[str, str] | None = None,
         timeout: float = TIMEOUT,
+        repeatable: bool = True,
     ) -> Done:
         """Run a command to its end.
 
@@ -49,6 +59,8 @@ class Transport(Protocol):
             text: its standard input.
             environ: variables to set besides those that are there; an empty value unsets.
             timeout: seconds.
+            repeatable: running it twice does no harm, so that a cut connection is opened again and it is run anew.
+                False for what submits: when the connection is cut meanwhile, nobody knows whether it went through.
 
         Raises:
             SiteError: there is no such command.
@@ -103,8 +115,10 @@ class Here:
         text: str = "",
         environ: Mapping[str, str] | None = None,
         timeout: float = TIMEOUT,
+        repeatable: bool = True,
     ) -> Done:
         """Run a command to its end."""
+        del repeatable  # nothing lies between
         variables = {**self.environ, **(environ or {})}
         try:
             done = subprocess.run(

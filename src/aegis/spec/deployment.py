@@ -132,9 +132,12 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_restarts: Annotated[
         int, Meta(ge=0, description="restarts of a server that keeps failing before it is given up")
     ] = 3
-    endpoints_file: Annotated[Text, Meta(description="file that lists the healthy servers")] = (
-        "aegis_endpoints.txt"
-    )
+    endpoints_file: Annotated[
+        Text,
+        Meta(
+            description="file that lists the healthy servers; {job} and {run_dir} stand for those of the job"
+        ),
+    ] = "aegis_endpoints.txt"
     log_dir: Annotated[Text, Meta(description="root of the run directories")] = "~/.aegis-logs"
     skip_staging: Annotated[
         bool, Meta(description="the weights are in hf_home already: neither stage them nor read model_source")

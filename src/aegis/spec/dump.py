@@ -14,6 +14,8 @@ from aegis.spec.resolve import DEFAULT, SECRET
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from aegis.spec.platform import Platform
+
 TEXT_TAG = "tag:yaml.org,2002:str"
 NUMBER = re.compile(r"[-+]?[0-9.:]+(?:[eE][-+]?[0-9]+)?|0o[0-7]+")  # what some version of YAML reads as one
 
@@ -46,6 +48,28 @@ def dump_deployment(
         ]
         lines += [f"  - {entry[0]}", *(f"    {line}" for line in entry[1:])]
     return "\n".join(lines) + "\n"
+
+
+def dump_platform(platform: Platform) -> str:
+    """Return a site profile as YAML that loads as the same profile, under its own name."""
+    values = _beyond_defaults(msgspec.structs.replace(platform, extends=None))
+    return "".join(f"{line}\n" for key, value in values.items() for line in _entry(key, value, None, key))
+
+
+def _beyond_defaults(struct: msgspec.Struct) -> dict[str, Any]:
+    """Return the fields of a struct, and of those in it, that differ from their defaults."""
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(struct):
+        value = getattr(struct, field.name)
+        if value == field.default:
+            continue
+        if isinstance(value, msgspec.Struct):
+            value = _beyond_defaults(value)
+        elif isinstance(value, tuple) and value and isinstance(value[0], msgspec.Struct):
+            value = [_beyond_defaults(each) for each in value]
+        if value not in ({}, ()):
+            values[field.name] = msgspec.to_builtins(value)
+    return values
 
 
 class _Dumper(yaml.SafeDumper):

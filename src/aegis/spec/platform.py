@@ -70,7 +70,7 @@ class Platform(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     defaults: dict[str, str] = {}  # deployment keys that the site presets: filesystems, walltime, queue
     required: tuple[str, ...] = ()  # deployment keys that the site's scheduler insists on
     directives: tuple[str, ...] = ()  # further scheduler directives of every job
-    gpus: Literal["gres", "gpus-per-node", "none"] = "none"  # how Slurm is asked for devices
+    gpus: Literal["gres", "gpus-per-node", "ngpus", "none"] = "none"  # how the scheduler is asked for devices
     gpu_type: str | None = None  # as the scheduler spells it: l40s
     shared_nodes: bool = False  # jobs share nodes: only what is used is asked for
     cpus_per_device: Positive | None = None  # what to ask for on shared nodes

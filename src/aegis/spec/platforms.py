@@ -71,6 +71,13 @@ def load_platform(
     return _load(files[name], files, ())
 
 
+def is_built_in(platform: Platform) -> bool:
+    """Tell whether any installation of this version has the same profile under that name."""
+    file = BUILT_IN / f"{platform.name}.yaml"
+    files = {each.stem: each for each in BUILT_IN.glob("*.yaml")}
+    return file.is_file() and _load(file, files, ()) == platform
+
+
 def detect_platform(site: Site, files: Mapping[str, Path], scheduler: str | None = None) -> str:
     """Return the profile of this machine: by host name, then by the scheduler that is here."""
     if scheduler == "local":

@@ -1,6 +1,6 @@
 """Turn a deployment file, the environment and flags into one Deployment, and say where each value came from.
 
-Later layers win, for every field: default < platform < file < environment (`AEGIS_*`) < flag.
+Later layers win, for every field: default < platform < entry of the catalog < file < environment (`AEGIS_*`) < flag.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from aegis.errors import DeploymentError, Problem
 from aegis.spec.check import check_mapping, convert, explain, field_types, hint_for, value_at
 from aegis.spec.deployment import Deployment, ModelEntry
 from aegis.spec.document import Document, read_document
+from aegis.spec.memory import format_memory
 from aegis.spec.platforms import Site, load_platform
 from aegis.spec.walltime import format_walltime, parse_walltime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from aegis.spec.catalog.entry import CatalogEntry
     from aegis.spec.platform import Platform
 
 GLOBAL_TYPES = {name: type_ for name, type_ in field_types(Deployment).items() if name != "models"}
 MODEL_TYPES = field_types(ModelEntry)
 SECRET = "hf_token"  # noqa: S105 - the name of the key, kept out of every struct that is written anywhere
 DEFAULT = "default"
-PATHS = ("hf_home", "conda_env", "venv", "aegis_env", "endpoints_file", "log_dir")
+HOLDERS = ("image", "venv", "conda_env")  # of the engine
+PATHS = ("hf_home", *HOLDERS, "aegis_env", "endpoints_file", "log_dir")
 MODEL_PATHS = ("model", "model_source")
 
 
@@ -64,27 +67,42 @@ class Resolved(Struct, frozen=True):
     hf_token: Secret | None
     origins: dict[str, str]
     warnings: tuple[str, ...]
+    entry: CatalogEntry | None = None  # of the catalog, with the options of its launch
 
 
 Layer = dict[str, Setting]
+
+
+class Base(Struct, frozen=True):
+    """What lies between the platform and the file: an entry of the catalog, as this platform can run it."""
+
+    settings: Layer
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
 EntryCheck: TypeAlias = "Callable[[ModelEntry, Mapping[str, str]], list[Problem]]"
 
 
 def resolve(
-    config: Path | None,
+    config: Path | Document | None,
     flags: Mapping[str, Any],
     environ: Mapping[str, str],
     site: Site | None = None,
     check: EntryCheck | None = None,
+    *,
+    base: Callable[[Platform], Base] | None = None,
 ) -> Resolved:
     """Resolve a deployment.
 
     Args:
-        config: the deployment file, if there is one.
-        flags: what the command line gave, by field name; a value is text, a bool, a list or a mapping.
+        config: the deployment file, if there is one, or what one would say.
+        flags: what the command line gave, by field name; a value is text, a bool, a list or a mapping, or a Setting
+            that says where it came from.
         environ: the environment; only `AEGIS_<FIELD>` and `HF_TOKEN` are read.
         site: where to look for profiles, and how to recognise this machine.
         check: finds further problems of a model entry, to be reported with all others.
+        base: returns what lies below the file, once the platform is known.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -92,15 +110,20 @@ def resolve(
     """
     site = site or Site.here(environ)
     reader = _Reader(environ, flags)
-    document = read_document(config) if config else None
+    document = read_document(config) if isinstance(config, Path) else config
     if document:
         reader.read_file(document)
+    choice = reader.layer({name: GLOBAL_TYPES[name] for name in ("platform", "scheduler")})
+    chosen = choice.get("platform", Setting("auto", DEFAULT))
+    platform = reader.attempt(
+        lambda: load_platform(chosen.value, site, _value(choice, "scheduler"), where=chosen.origin)
+    )
+    if base:
+        if platform is None:
+            raise DeploymentError(sorted(set(reader.problems), key=_by_place))
+        reader.lay_below(base(platform))
     top = reader.layer(GLOBAL_TYPES)
     entries = reader.entries()
-    chosen = top.get("platform", Setting("auto", DEFAULT))
-    platform = reader.attempt(
-        lambda: load_platform(chosen.value, site, _value(top, "scheduler"), where=chosen.origin)
-    )
     if platform:
         _apply_platform(top, platform, reader)
     _check_meaning(top, entries, reader)
@@ -170,6 +193,15 @@ class _Reader:
                 self.problem(document.where(("models", index)), "this entry has no `model`")
         return entries
 
+    def lay_below(self, base: Base) -> None:
+        """Put settings below those of the file."""
+        settings: Layer = {}
+        for key, setting in base.settings.items():
+            self._convert(settings, key, setting.value, {**GLOBAL_TYPES, **MODEL_TYPES}[key], setting.origin)
+        self.file_top = overlay(settings, self.file_top)
+        self.problems += base.problems
+        self.warnings += base.warnings
+
     def layer(self, types: Mapping[str, Any]) -> Layer:
         """Return the settings of these fields: file, then environment, then flags."""
         result = {key: setting for key, setting in self.file_top.items() if key in types}
@@ -212,7 +244,10 @@ class _Reader:
     def _given(self, types: Mapping[str, Any]) -> Layer:
         found: Layer = {}
         for key in types.keys() & self.flags.keys():
-            self._convert(found, key, self.flags[key], types[key], f"--{key.replace('_', '-')}")
+            given = self.flags[key]
+            if not isinstance(given, Setting):
+                given = Setting(given, f"--{key.replace('_', '-')}")
+            self._convert(found, key, given.value, types[key], given.origin)
         return found
 
     def _convert(self, found: Layer, key: str, value: Any, type_: Any, origin: str) -> None:
@@ -271,15 +306,22 @@ def _apply_platform(top: Layer, platform: Platform, reader: _Reader) -> None:
 
 def _check_meaning(top: Layer, entries: list[Layer], reader: _Reader) -> None:
     """Find what the types cannot: a walltime's form, arguments for another engine, a home that nobody has."""
-    if walltime := top.get("walltime"):
-        try:
-            top["walltime"] = Setting(format_walltime(parse_walltime(walltime.value)), walltime.origin)
-        except ValueError as error:
-            reader.problem(walltime.origin, str(error), "write HH:MM:SS, such as 01:00:00")
+    _write_one_way(
+        top,
+        "walltime",
+        lambda text: format_walltime(parse_walltime(text)),
+        "HH:MM:SS, such as 01:00:00",
+        reader,
+    )
+    _write_one_way(top, "mem_per_node", format_memory, "it as 64G", reader)
     named = [*(top.get(key) for key in PATHS), *(entry.get(key) for entry in entries for key in MODEL_PATHS)]
     for setting in named:
         if setting and setting.value.startswith("~") and not _has_home(setting.value):
             reader.problem(setting.origin, f"`{setting.value}`: there is no such home directory")
+    holders = [key for key in HOLDERS if key in top]
+    for other in holders[1:]:
+        said = f"`{other}` and `{holders[0]}` both say where the engine is"
+        reader.problem(top[other].origin, said, "keep one of them")
     for entry in entries:
         engine = _value(entry, "engine", "vllm")
         unused = {"vllm": ("sglang", "sim"), "sglang": ("vllm", "sim"), "sim": ()}[engine]
@@ -293,6 +335,15 @@ def _check_meaning(top: Layer, entries: list[Layer], reader: _Reader) -> None:
                 )
     if "port_start" in top and _value(top, "port_start") == _value(top, "registry_port"):
         reader.problem(top["registry_port"].origin, "`registry_port` and `port_start` are the same port")
+
+
+def _write_one_way(top: Layer, key: str, form: Callable[[str], str], hint: str, reader: _Reader) -> None:
+    """Give a value the form that all else relies on."""
+    if setting := top.get(key):
+        try:
+            top[key] = Setting(form(setting.value), setting.origin)
+        except ValueError as error:
+            reader.problem(setting.origin, str(error), f"write {hint}")
 
 
 def _assemble(top: Layer, entries: list[Layer], platform: Platform, reader: _Reader) -> Resolved:

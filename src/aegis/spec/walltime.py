@@ -1,4 +1,4 @@
-"""Walltimes: `HH:MM:SS` as both schedulers print them."""
+"""Walltimes: `HH:MM:SS` as both schedulers print them; and ages, for people."""
 
 from __future__ import annotations
 
@@ -28,3 +28,15 @@ def format_walltime(seconds: float) -> str:
     """Return `HH:MM:SS`; hours may exceed 24."""
     whole = max(0, int(seconds))
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def format_age(seconds: float) -> str:
+    """Return a short age: `45s`, `12m05s`, `3h05m`, `2d04h`."""
+    whole = max(0, int(seconds))
+    if whole < 60:  # noqa: PLR2004 - a minute
+        return f"{whole}s"
+    if whole < 3600:  # noqa: PLR2004 - an hour
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:  # noqa: PLR2004 - a day
+        return f"{whole // 3600}h{whole // 60 % 60:02d}m"
+    return f"{whole // 86400}d{whole // 3600 % 24:02d}h"

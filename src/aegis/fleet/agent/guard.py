@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,18 +14,44 @@ from .processes import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, children_of, pr
 
 KILLED = 128  # as a shell tells it, apart from 1: all instances given up
 KILL_SECONDS = 10.0  # for what was killed to be gone
+PREDECESSOR_SECONDS = 40.0  # an agent gives its instances 15 s, then kills them
+
+
+def wait_for_predecessor(fleet: str, node: str) -> socket.socket | None:
+    """Wait until what is left of an earlier agent of this node has ended its servers: ports and devices are its until then.
+
+    Return what the next one waits for: a name in the abstract socket namespace, which vanishes with the last process
+    that holds it. None when the earlier one does not end.
+    """
+    name = "\0aegis-agent-" + hashlib.blake2b(f"{fleet}\0{node}".encode(), digest_size=16).hexdigest()
+    hold = socket.socket(socket.AF_UNIX)
+    deadline = time.monotonic() + PREDECESSOR_SECONDS
+    while True:
+        try:
+            hold.bind(name)
+        except OSError:
+            if time.monotonic() > deadline:
+                hold.close()
+                return None
+            time.sleep(0.05)
+        else:
+            return hold
 
 
 class Guard:
     """Starts the worker, passes signals on, and ends whatever is left when the worker is gone."""
 
-    def __init__(self, argv: list[str], parent: int) -> None:
+    def __init__(self, argv: list[str], parent: int, hold: socket.socket | None = None) -> None:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         if parent:
             prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         self.orphaned = bool(parent) and os.getppid() != parent
         archive = os.path.abspath(sys.argv[0])  # the file that was started: __file__ lies inside of it
-        self.worker = subprocess.Popen([sys.executable, "-I", archive, "--worker", str(os.getpid()), *argv])
+        self.hold = hold  # the worker holds it too, the engines do not
+        self.worker = subprocess.Popen(
+            [sys.executable, "-I", archive, "--worker", str(os.getpid()), *argv],
+            pass_fds=[hold.fileno()] if hold else [],
+        )
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: signal_quietly(os.kill, self.worker.pid, signal.SIGTERM))
 

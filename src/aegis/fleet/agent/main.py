@@ -10,24 +10,41 @@ import socket
 import sys
 from typing import Any
 
-from .guard import Guard
+from .guard import Guard, wait_for_predecessor
 from .processes import PR_SET_PDEATHSIG, prctl
+
+
+def own_names() -> list[str]:
+    """Return what this node may be called in the file; Slurm may know it by another name than it has."""
+    names = [socket.gethostname(), os.environ.get("SLURMD_NODENAME", "")]
+    return [name for name in dict.fromkeys([*names, names[0].split(".")[0]]) if name]
 
 
 def read_order(path: str, node: str) -> dict[str, Any]:
     """Return this node's line of the fleet file: the one named, else the one of this host.
 
-    One file serves all nodes, one line each: ten thousand small files would be slower than the servers.
+    One file serves all nodes, one line each: ten thousand small files would be slower than the servers. PBS lists nodes
+    by names with a domain, which the host itself may not have.
     """
-    names = {node} if node else {socket.gethostname(), socket.gethostname().split(".")[0]}
+    names = [node] if node else own_names()
+    exact = tuple(b'{"node":' + _text(name) for name in names)
+    longer = () if node else tuple(b'{"node":' + _text(name)[:-1] + b"." for name in names)
+    near = b""
     with open(path, "rb") as file:
         for line in file:
-            if any(
-                line.startswith(b'{"node":' + json.dumps(name, ensure_ascii=False).encode()) for name in names
-            ):
-                found: dict[str, Any] = json.loads(line)
-                return found
-    raise SystemExit("aegis agent: {} has no line for node {}".format(path, " or ".join(sorted(names))))
+            if line.startswith(exact):
+                near = line
+                break
+            if not near and line.startswith(longer):
+                near = line
+    if not near:
+        raise SystemExit("aegis agent: {} has no line for node {}".format(path, " or ".join(sorted(names))))
+    found: dict[str, Any] = json.loads(near)
+    return found
+
+
+def _text(name: str) -> bytes:
+    return json.dumps(name, ensure_ascii=False).encode()
 
 
 def read_secrets(path: str) -> dict[str, Any]:
@@ -53,7 +70,8 @@ def main(argv: list[str]) -> int:
     try:
         order = read_order(options.fleet, options.node)
         if not options.worker:
-            return Guard(argv, options.parent).run()
+            hold = wait_for_predecessor(os.path.abspath(options.fleet), order["node"])
+            return Guard(argv, options.parent, hold).run()
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != options.worker:
             return 1

@@ -31,7 +31,7 @@ class Agent:
 
     def run(self) -> int:
         """Work until told to stop; 0 when stopped, 1 when every instance was given up."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: self._ask_to_stop())
         for instance in self.instances:
             instance.start()
@@ -48,7 +48,8 @@ class Agent:
         """Tell the registry of every change, and now and then that we are there, until there is nothing left to do."""
         told = 0.0
         interval = float(self.order.get("push_interval", 10.0))
-        retry = 0.5
+        patience = float(self.order.get("head_patience", 300.0))
+        heard, retry = time.monotonic(), 0.5
         while True:
             if self.changed.wait(max(0.05, told + interval - time.monotonic())):
                 self._stop.wait(0.05)  # changes come in groups: tell them together
@@ -56,7 +57,11 @@ class Agent:
             if self.stopping:
                 return
             if self._push():
-                told, retry = time.monotonic() - random.random() * interval / 10, 0.5  # noqa: S311 - agents drift apart
+                heard, retry = time.monotonic(), 0.5
+                told = heard - random.random() * interval / 10  # noqa: S311 - agents drift apart
+            elif time.monotonic() - heard > patience:  # a job may outlive the node of its head
+                print(f"aegis agent: no registry for {patience:.0f} s: stopping", file=sys.stderr)
+                return
             else:
                 self._stop.wait(retry)
                 retry = min(retry * 2, interval)

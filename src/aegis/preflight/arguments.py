@@ -1,11 +1,11 @@
-"""Find before the queue what would fail after it. Pure: only what the deployment itself says."""
+"""What a model entry says that cannot work or would show a secret. Pure: only what the deployment itself says."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
-from aegis.engines import engine
+from aegis.engines import engine, ray
 from aegis.errors import Problem
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY)$", re.IGNORECASE)
 TWO_IN_ONE = re.compile(r"--?[A-Za-z][\w.-]*\s")  # `--max-model-len 32768`, where a shell would have split it
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SECRET_FLAGS = {
     "--api-key": "VLLM_API_KEY",
     "--hf-token": "HF_TOKEN",
@@ -24,7 +25,13 @@ SECRET_FLAGS = {
 
 def check_entry(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:
     """Return what cannot work or would show a secret; `origins` says where each field came from."""
-    return [*_names(entry, origins), *_reserved(entry, origins), *_secrets(entry, origins)]
+    return [
+        *_names(entry, origins),
+        *_executor(entry, origins),
+        *_reserved(entry, origins),
+        *_variables(entry, origins),
+        *_secrets(entry, origins),
+    ]
 
 
 def _names(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:
@@ -33,6 +40,19 @@ def _names(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:
         return []
     hint = "for a directory of that name write ./ before it"
     return [Problem(origins.get("model", entry.model), f"`{entry.model}` looks like a flag", hint)]
+
+
+def _executor(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:
+    """Ray where it cannot be."""
+    wrong = ray.why_not(entry)
+    return [Problem(origins.get("distributed_executor", entry.model), *wrong)] if wrong else []
+
+
+def _variables(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:
+    """Variables that no shell and no container passes on."""
+    where, hint = origins.get("env", entry.model), "letters, digits and underscores, a digit not first"
+    wrong = [name for name in entry.env if not VARIABLE.fullmatch(name)]
+    return [Problem(where, f"`{name}` is no name of a variable", hint) for name in wrong]
 
 
 def _reserved(entry: ModelEntry, origins: Mapping[str, str]) -> list[Problem]:

@@ -1,0 +1,141 @@
+"""`aegis batch-launch`: several models of the catalog as one job, each on nodes of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aegis.cli.options import key_options
+from aegis.cli.render import print_json, table
+from aegis.cli.submitting import (
+    Submitted,
+    print_submitted,
+    resolve_wish,
+    submission_options,
+    submit_job,
+    transport_to,
+)
+from aegis.fleet.batch import batch_name, resolve_batch
+from aegis.fleet.facts import batch_json, handles_of, model_json
+from aegis.runs import slug
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from aegis.schedulers.transport import Transport
+    from aegis.spec.resolve import Resolved
+
+# What holds for all models of a batch; everything else is said of each, in a file of models
+COMMON = (
+    *("account", "work_dir", "walltime", "queue", "qos", "platform", "scheduler", "engine", "env"),
+    *(
+        "venv",
+        "image",
+        "bind",
+        "hf_home",
+        "log_dir",
+        "endpoints_file",
+        "aegis_env",
+        "startup_timeout",
+        "wait",
+    ),
+)
+ENDPOINTS = "aegis_endpoints.txt"
+
+
+@click.command()
+@click.argument("model_names", metavar="MODEL...", nargs=-1, required=True)
+@click.option(
+    "--batch-config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="A file of models to use instead of the catalog.",
+)
+@key_options(*COMMON)
+@submission_options
+def command(
+    model_names: tuple[str, ...],
+    *,
+    batch_config: Path | None,
+    remote: str | None,
+    as_json: bool,
+    dry_run: bool,
+    force: bool,
+    wait_timeout: float | None,
+    **options: Any,
+) -> None:
+    """Launch several models of the catalog as one job; it starts when there is room for all of them.
+
+    Each model is a component of its own, JOB+0, JOB+1, ...: `aegis status` and `aegis shutdown` take them as they take
+    jobs. Each keeps its own endpoints file, which has the model's name in its name.
+    """
+    with transport_to(remote) as transport:
+        resolved = resolve_all(model_names, batch_config, options, transport)
+        name = batch_name(resolved)
+        done = submit_job(
+            resolved, transport, dry_run=dry_run, force=force, wait_timeout=wait_timeout, name=name
+        )
+        if done is None:
+            return
+        if as_json:
+            facts = batch_json(name, resolved, done.components, done.handle)
+            print_json({**facts, "endpoints": list(done.endpoints)})
+            return
+        click.echo(summary(name, resolved, done), err=done.waited)
+        if done.waited:
+            print_submitted(done, as_json=False)
+
+
+def resolve_all(
+    names: Sequence[str], config: Path | None, options: Mapping[str, Any], transport: Transport
+) -> list[Resolved]:
+    """Resolve every model, or say what is wrong with each.
+
+    Raises:
+        NotFoundError: nothing else is wrong than that some are not in the catalog.
+        ConfigError: with every problem of every model.
+    """
+
+    def resolve_one(name: str) -> Resolved:
+        own = {**options, "endpoints_file": endpoints_of(name, options.get("endpoints_file"))}
+        return resolve_wish(name, config, own, transport=transport)
+
+    return resolve_batch(names, resolve_one)
+
+
+def endpoints_of(name: str, given: str | None) -> str:
+    """Return the endpoints file of a model: `aegis_endpoints.NAME.txt`."""
+    file = Path(given or ENDPOINTS)
+    return str(file.with_name(f"{file.stem}.{slug(name)}{file.suffix}"))
+
+
+def summary(name: str, resolved: Sequence[Resolved], done: Submitted) -> str:
+    """Return what was submitted, as a table."""
+    rows: list[tuple[str, object]] = [("Job", done.handle), ("Job name", name)]
+    for each, component, handle in zip(
+        resolved, done.components, handles_of(done.handle, len(done.components)), strict=True
+    ):
+        facts, asked = model_json(each, component, handle), component.resources
+        rows += [
+            ("Model", facts["model_name"]),
+            *(
+                (f"  {key}", value)
+                for key, value in (
+                    ("Job", handle),
+                    ("Partition", asked.queue),
+                    ("QoS", asked.qos),
+                    ("Time limit", asked.walltime),
+                    ("Nodes", asked.nodes),
+                    ("GPUs/node", asked.devices),
+                    ("CPUs/node", asked.cpus),
+                    ("Memory/node", asked.memory),
+                    ("Engine", facts["engine"]),
+                    ("Endpoints", component.endpoints_file),
+                    ("Logs", facts["out_file"].rpartition("/")[0]),
+                )
+                if value is not None
+            ),
+        ]
+    return table(("KEY", "VALUE"), rows)
