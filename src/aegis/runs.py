@@ -47,6 +47,7 @@ class Manifest(Struct, kw_only=True):
     exit_code: int | None = None
     walltime: int | None = None  # seconds
     host: str = ""  # where the head of the job runs
+    node_list: str = ""  # of a job that has ended, as the scheduler writes it
     pid: int | None = None
     pid_started: int | None = None  # clock ticks after boot: a pid alone may belong to somebody else by now
     instances: int = 0
@@ -58,7 +59,9 @@ class Manifest(Struct, kw_only=True):
     accounted: bool = False  # the scheduler's last word is in it: nothing is left to ask
     log: str = ""  # the scheduler's own, of a job that never began one
     registry_url: str | None = None
-    base_url: str | None = None  # of the first healthy instance
+    base_url: str | None = msgspec.field(
+        default=None, name="server_address"
+    )  # as vec-inf's scripts look for it
     endpoints_file: str | None = None
     deployment: dict[str, Any] = {}
 
@@ -150,6 +153,12 @@ class RunDir:
         for file in (self.secrets, self.token):
             with contextlib.suppress(OSError):
                 file.unlink()
+
+
+def endpoints_path(text: str, handle: str, run_dir: str) -> str:
+    """Return the absolute path of an `endpoints_file`; `{job}` and `{run_dir}` stand for those of the job."""
+    job = handle.partition("://")[2]
+    return os.path.abspath(text.replace("{job}", job).replace("{run_dir}", run_dir))  # noqa: PTH100 - links stay
 
 
 def slug(name: str) -> str:

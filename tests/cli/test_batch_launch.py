@@ -81,18 +81,29 @@ def test_a_batch_config_of_vec_inf_becomes_one_job(aegis: Run, tmp_path: Path) -
     assert handles == ["slurm://1029+0", "slurm://1029+1"]
 
 
-def test_every_model_has_its_own_endpoints_file(aegis: Run, tmp_path: Path) -> None:
+def test_every_model_has_its_own_endpoints_file(
+    aegis: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = ["batch-launch", LLAMA, QWEN, "--batch-config", batch_file(tmp_path), "--force", "--json"]
-    models = json.loads(aegis(*line).out)["models"]
-    assert [Path(model["endpoints_file"]).name for model in models.values()] == [
-        f"aegis_endpoints.{LLAMA}.txt",
-        f"aegis_endpoints.{QWEN}.txt",
+
+    def files(*more: str) -> list[str]:
+        models = json.loads(aegis(*line, *more).out)["models"]
+        for model in models.values():
+            Path(model["json_file"]).unlink()  # that job has the same id: it is over
+        return [model["endpoints_file"] for model in models.values()]
+
+    logs = tmp_path / "home" / ".aegis-logs"
+    assert files() == [
+        f"{logs}/Meta-Llama-3.1/{LLAMA}.1029+0/endpoints.txt",
+        f"{logs}/Qwen2.5/{QWEN}.1029+1/endpoints.txt",
     ]
-    models = json.loads(aegis(*line, "--endpoints-file", "x/../mine.list").out)["models"]
-    assert [Path(model["endpoints_file"]).name for model in models.values()] == [
-        f"mine.{LLAMA}.list",
-        f"mine.{QWEN}.list",
+    work = Path.cwd()
+    assert files("--endpoints-file", "x/../mine.list") == [
+        f"{work}/mine.{LLAMA}.list",
+        f"{work}/mine.{QWEN}.list",
     ]
+    monkeypatch.setenv("AEGIS_ENDPOINTS_FILE", "all.txt")
+    assert files() == [f"{work}/all.{LLAMA}.txt", f"{work}/all.{QWEN}.txt"]
 
 
 def test_the_summary_names_every_component(aegis: Run, tmp_path: Path) -> None:

@@ -86,3 +86,17 @@ def test_too_long(aegis: Callable[..., Outcome], site: Site) -> None:
 def test_unknown(aegis: Callable[..., Outcome], site: Site) -> None:
     assert aegis("wait", "9").code == 4
     assert aegis("wait", "1", "--for", "ever").code == 2
+
+
+def test_who_stops_waiting_hears_that_the_job_goes_on(
+    aegis: Callable[..., Outcome], site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.job("slurm://1", RUNNING)
+
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aegis.fleet.wait.time.sleep", interrupted)
+    said = aegis("wait", "1")
+    assert (said.code, said.out) == (6, "")
+    assert "error: interrupted; job 1 goes on\n hint: `aegis wait 1` waits again" in said.err

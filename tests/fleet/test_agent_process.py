@@ -87,6 +87,8 @@ class Handler(socketserver.StreamRequestHandler):
         elif path == "/v1/completions":
             write("canaries", json.loads(body))
             code = told("canary", "200")
+        elif path == "/v1/models":
+            page = '{"data": [{"id": "%s"}]}' % told("model", "m")
         elif path == "/health":
             code = told("health", "200")
         if code == "drip":
@@ -673,6 +675,18 @@ def test_it_recovers_by_itself(node: Node, registry: Registry) -> None:
     (orders / "canary").unlink()
     registry.wait("healthy", restarts=0)
     assert len(node.starts()) == 1
+
+
+def test_a_server_without_completions_is_healthy_and_a_stranger_on_our_port_is_not(
+    node: Node, registry: Registry
+) -> None:
+    orders = node.instance()
+    (orders / "canary").write_text("404")
+    (orders / "model").write_text("of somebody else")
+    node.start()
+    registry.wait("starting", reason="it serves of somebody else")
+    (orders / "model").unlink()
+    registry.wait("healthy")
 
 
 def test_a_canary_behind_a_burst_is_no_illness(node: Node, registry: Registry) -> None:

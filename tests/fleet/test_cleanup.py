@@ -184,3 +184,11 @@ def test_the_root(tmp_path: Path) -> None:
 def test_any_id_is_compared(job: str, before: int, wanted: str) -> None:
     run = Run(path=Path("x"), family="f", job=f"slurm://{job}", models=("m",), created=0, manifest=None)
     matches(run, Filters(before_job_id=before, job_id=wanted))
+
+
+def test_a_folder_that_cannot_be_read_is_passed_over(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert plan(site.jobs(), site.logs, Filters(), everything=True).deleted == ()

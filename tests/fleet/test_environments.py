@@ -217,6 +217,7 @@ def run_in(
     *,
     late: dict[str, str] | None = None,
     folders: tuple[str, ...] = (),
+    outside_: dict[str, str] | None = None,
     **keys: Any,
 ) -> subprocess.CompletedProcess[str]:
     late = late or {}
@@ -224,9 +225,9 @@ def run_in(
     made = deployment(image=str(image), hf_home=str(folder / "hf home"), **keys)
     words = container_command(argv, made, platform, str(folder), folders)
     assert not [word for word in words if any(secret in word for secret in late.values())]
-    command = with_setup(words, container_lines(made.hf_home, late))
+    command = with_setup(words, container_lines(made, platform, late))
     path = f"{APPTAINER}:{Path(sys.executable).parent}:/usr/bin:/bin"
-    outside = {"PATH": path, "PYTHONPATH": "/poison", "HOME": str(folder), **late}
+    outside = {"PATH": path, "PYTHONPATH": "/poison", "HOME": str(folder), **late, **(outside_ or {})}
     # no login shell: its PATH would be another
     command[1] = "-c"
     return subprocess.run(
@@ -281,6 +282,19 @@ def test_folders_are_mounted_whatever_their_names(image: Path, tmp_path: Path) -
     assert words[words.index("--bind") + 1] == f"{tmp_path}:/data:ro"
 
 
+def test_binds_may_name_variables_of_the_job(image: Path, tmp_path: Path) -> None:
+    made = tmp_path / "a b;$(touch X)"
+    made.mkdir()
+    binds = ("$SCRATCH:$HOME/.cache", "${SCRATCH}/..:/da ta$(touch X)", "/tmp:/plain")
+    done = run_in(image, tmp_path, ["engine"], {}, bind=binds, outside_={"SCRATCH": str(made)})
+    assert done.returncode == 0, done.stderr
+    seen = json.loads((image / "seen").read_text())
+    assert seen["bound"] == f"{made}:{tmp_path}/.cache,{made}/..:/da ta$(touch X)"
+    assert not (tmp_path / "X").exists()
+    without = run_in(image, tmp_path, ["engine"], {}, bind=binds)
+    assert "cannot start: SCRATCH, which bind names, is not set here" in without.stderr
+
+
 @pytest.mark.parametrize(
     ("given_", "said"),
     [
@@ -322,7 +336,11 @@ def test_names_that_no_shell_knows_do_not_enter() -> None:
         "APPTAINERENV_GOOD",
         "APPTAINERENV_PYTHONNOUSERSITE",
     }
-    assert container_lines("/h", ["x;touch X", "GOOD"])[-3] == f"for name in {MARK} GOOD; do"
+    asked = deployment(image="i", hf_home="/h")
+    assert (
+        container_lines(asked, Platform(name="p"), ["x;touch X", "GOOD"])[-3]
+        == f"for name in {MARK} GOOD; do"
+    )
 
 
 def test_singularity_is_started_by_its_own_name() -> None:

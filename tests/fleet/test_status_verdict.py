@@ -174,8 +174,10 @@ def test_the_truth(
 def test_absence_is_never_success(state: JobState) -> None:
     said = judge(Evidence(manifest=manifest(state), status=None, now=NOW, healthy=0))
     assert said.state == "FAILED"
-    assert "neither the scheduler's queue nor its accounting knows it" in said.reason
-    assert said.final
+    assert "neither the queue nor the accounting of this cluster knows it" in said.reason
+    assert not said.final  # another cluster with the same home may know it
+    much_later = NOW + 40 * 86400
+    assert judge(Evidence(manifest=manifest(state), status=None, now=much_later, healthy=0)).final
 
 
 def test_what_is_accounted_is_final() -> None:

@@ -122,13 +122,17 @@ def test_weights_of_which_a_part_is_missing(desk: Desk) -> None:
     ]
 
 
-def test_environments_that_are_not_there_may_be_on_the_nodes(desk: Desk, gpus: Callable[..., str]) -> None:
-    keys = {name: f"no-{name}" for name in ("venv", "conda_env", "image", "aegis_env")}
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [("venv", "virtual environment"), ("conda_env", "conda environment"), ("image", "image")],
+)
+def test_environments_that_are_not_there_may_be_on_the_nodes(
+    desk: Desk, gpus: Callable[..., str], key: str, what: str
+) -> None:
+    keys = {name: f"no-{name}" for name in (key, "aegis_env")}
     found = told(desk, platform=gpus(), bind=["/gone:/data", ".:/work"], **keys)
     assert found == [
-        f"--venv: the virtual environment is not there: ~/no-venv ({MAKE})",
-        f"--conda-env: the conda environment is not there: ~/no-conda_env ({MAKE})",
-        f"--image: the image is not there: ~/no-image ({MAKE})",
+        f"--{key.replace('_', '-')}: the {what} is not there: ~/no-{key} ({MAKE})",
         f"--aegis-env: the environment of aegis is not there: ~/no-aegis_env ({MAKE})",
         f"--bind: the path to bind is not there: /gone ({MAKE})",
     ]
@@ -152,7 +156,6 @@ def test_an_environment_without_the_engine(desk: Desk, gpus: Callable[..., str],
     assert told(desk, **keys) == [
         f"--venv: the program `{program}` of the virtual environment is not there: ~/env/bin/{program} ({MAKE})"
     ]
-    assert told(desk, image="docker://x/y", **keys) == []
     (desk.folder / "env" / "bin" / program).write_text("")
     assert told(desk, **keys) == []
 

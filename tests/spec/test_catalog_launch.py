@@ -170,9 +170,26 @@ def test_another_engine_has_its_own_arguments() -> None:
 
 @pytest.mark.parametrize("name", [LLAMA_70B, "Llama-3.2-90B-Vision-Instruct"])
 def test_a_simulated_server_is_as_large_as_the_real_one(name: str) -> None:
-    (model,) = launched(name, engine="sim").deployment.models
+    deployment = launched(name, engine="sim").deployment
+    assert deployment.gpus_per_node is None
+    assert launched(name, engine="sim", gpus_per_node=4).deployment.gpus_per_node == 4
+    (model,) = deployment.models
     assert (model.engine, model.devices) == ("sim", {LLAMA_70B: 4}.get(name, 8))
     assert model.model_source is None
+
+
+def test_a_launch_with_engine_arguments_can_be_rehearsed() -> None:
+    for arguments in ({"vllm_args": "-tp=2,--x"}, {"sglang_args": "--tp=2,--x"}):
+        (model,) = launched(LLAMA_8B, engine="sim", wishes=arguments).deployment.models
+        assert (model.engine, model.tensor_parallel_size) == ("sim", 2)
+        assert ("--x",) in (model.extra_vllm_args, model.extra_sglang_args)
+
+
+def test_launches_from_one_folder_do_not_clash() -> None:
+    assert launched(LLAMA_8B).deployment.endpoints_file == "{run_dir}/endpoints.txt"
+    assert launched(LLAMA_8B, endpoints_file="mine").deployment.endpoints_file == "mine"
+    environ = {"AEGIS_ENDPOINTS_FILE": "theirs"}
+    assert launched(LLAMA_8B, environ=environ).deployment.endpoints_file == "theirs"
 
 
 def test_false_turns_a_flag_of_vllm_off(tmp_path: Path) -> None:

@@ -218,3 +218,13 @@ def test_a_token_is_shown_to_nobody(here: Path) -> None:
 def test_walltimes_have_one_form(here: Path) -> None:
     assert resolved("model: m\nwalltime: 1-2:00:00\n").deployment.walltime == "26:00:00"
     assert resolved("model: m\nwalltime: 12:00:00\n").deployment.walltime == "12:00:00"
+
+
+@pytest.mark.parametrize(
+    ("kept", "other"), [("image", "venv"), ("image", "conda_env"), ("venv", "conda_env")]
+)
+def test_an_engine_is_in_one_place(kept: str, other: str) -> None:
+    with pytest.raises(DeploymentError) as caught:
+        resolve(None, {"model": "m", kept: "/a", other: "/b"}, {}, SITE)
+    (problem,) = caught.value.problems
+    assert problem.message == f"`{other}` and `{kept}` both say where the engine is"

@@ -19,7 +19,6 @@ from aegis.cli.submitting import (
 )
 from aegis.fleet.batch import batch_name, resolve_batch
 from aegis.fleet.facts import batch_json, handles_of, model_json
-from aegis.runs import slug
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +41,6 @@ COMMON = (
         "wait",
     ),
 )
-ENDPOINTS = "aegis_endpoints.txt"
 
 
 @click.command()
@@ -69,7 +67,7 @@ def command(
     """Launch several models of the catalog as one job; it starts when there is room for all of them.
 
     Each model is a component of its own, JOB+0, JOB+1, ...: `aegis status` and `aegis shutdown` take them as they take
-    jobs. Each keeps its own endpoints file, which has the model's name in its name.
+    jobs. Each keeps an endpoints file of its own, in its run directory; one that is named gets the model's name in its own.
     """
     with transport_to(remote) as transport:
         resolved = resolve_all(model_names, batch_config, options, transport)
@@ -99,16 +97,9 @@ def resolve_all(
     """
 
     def resolve_one(name: str) -> Resolved:
-        own = {**options, "endpoints_file": endpoints_of(name, options.get("endpoints_file"))}
-        return resolve_wish(name, config, own, transport=transport)
+        return resolve_wish(name, config, options, transport=transport)
 
     return resolve_batch(names, resolve_one)
-
-
-def endpoints_of(name: str, given: str | None) -> str:
-    """Return the endpoints file of a model: `aegis_endpoints.NAME.txt`."""
-    file = Path(given or ENDPOINTS)
-    return str(file.with_name(f"{file.stem}.{slug(name)}{file.suffix}"))
 
 
 def summary(name: str, resolved: Sequence[Resolved], done: Submitted) -> str:
@@ -132,7 +123,7 @@ def summary(name: str, resolved: Sequence[Resolved], done: Submitted) -> str:
                     ("CPUs/node", asked.cpus),
                     ("Memory/node", asked.memory),
                     ("Engine", facts["engine"]),
-                    ("Endpoints", component.endpoints_file),
+                    ("Endpoints", facts["endpoints_file"]),
                     ("Logs", facts["out_file"].rpartition("/")[0]),
                 )
                 if value is not None

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aegis.errors import InterruptedByUser
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -17,6 +19,22 @@ if TYPE_CHECKING:
 def say(line: str) -> None:
     """Tell progress: stdout is for data."""
     click.echo(line, err=True)
+
+
+@contextlib.contextmanager
+def waiting_for(handle: str) -> Iterator[None]:
+    """Say that a job goes on when whoever waits for it has enough.
+
+    Raises:
+        InterruptedByUser: that was so.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedByUser(
+            f"interrupted; job {handle} goes on",
+            hint=f"`aegis wait {handle}` waits again, `aegis shutdown {handle}` ends it",
+        ) from None
 
 
 def remote_option(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 
 from aegis.cli.jobs import open_jobs, remote_option, say
-
-DEFAULT_ENDPOINTS = "aegis_endpoints.txt"
+from aegis.spec.deployment import ENDPOINTS
 
 
 @click.command()
@@ -15,7 +14,7 @@ DEFAULT_ENDPOINTS = "aegis_endpoints.txt"
 @click.option(
     "--endpoints-file",
     metavar="FILE",
-    help=f"Stop the servers of the job that keeps this file (default: {DEFAULT_ENDPOINTS}, if no job is named).",
+    help=f"Stop the servers of the job that keeps this file (default: {ENDPOINTS}, if no job is named).",
 )
 @click.option("--no-wait", is_flag=True, help="Do not wait until every process is gone.")
 @click.option(
@@ -56,7 +55,7 @@ def command(
     with open_jobs(remote) as jobs:
         meant = jobs.find_all(named) if named else []
         if endpoints_file or not named:
-            kept = keeper(jobs, endpoints_file or DEFAULT_ENDPOINTS)
+            kept = keeper(jobs, endpoints_file or ENDPOINTS)
             if kept.job not in {each.job for each in meant}:
                 stop(jobs, [kept], say, replace(wish, cancel=False))
         if meant:

@@ -13,21 +13,20 @@ import msgspec
 from msgspec import Struct
 
 from aegis.cli.catalog_options import catalog_deployment, catalog_only
+from aegis.cli.jobs import say, waiting_for
 from aegis.cli.options import resolve_options
 from aegis.cli.render import print_json
 from aegis.errors import AegisError  # noqa: TC001 - a field of a struct
+from aegis.spec.deployment import ENDPOINTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from aegis.fleet.jobs import Jobs
+    from aegis.fleet.status import JobView
     from aegis.schedulers.base import Component
     from aegis.schedulers.transport import Transport
     from aegis.spec.resolve import Resolved
-
-
-def say(line: str) -> None:
-    """Tell progress: stdout is for data."""
-    click.echo(line, err=True)
 
 
 def warn(line: str) -> None:
@@ -147,16 +146,18 @@ def submit_job(
         AegisError: it cannot work, is refused, or ended before its servers were ready.
     """
     from aegis.fleet.facts import launch_json  # noqa: PLC0415 - start-up time
+    from aegis.fleet.jobs import Jobs  # noqa: PLC0415 - as above
     from aegis.fleet.submit import prepare, submit  # noqa: PLC0415 - as above
 
     wait = resolved[0].deployment.wait
     if wait_timeout is not None and not wait:
         raise click.UsageError("--wait-timeout needs --wait")
-    prepared = prepare(resolved, transport, os.environ, name=name, force=force, warn=warn)
+    jobs = Jobs(os.environ, transport)
+    prepared = prepare(resolved, jobs, name=name, force=force, warn=warn)
     if dry_run:
         click.echo(prepared.script, nl=False)
         return None
-    submission = submit(prepared, os.environ)
+    submission = submit(prepared, jobs)
     for warning in submission.warnings:
         warn(warning)
     components = prepared.request.components
@@ -166,30 +167,31 @@ def submit_job(
     if not wait:
         return done
     say(f"submitted {submission.handle}")
-    return _waited(done, transport, wait_timeout)
+    return _waited(done, jobs, wait_timeout)
 
 
-def _waited(done: Submitted, transport: Transport, timeout: float | None) -> Submitted:
+def _waited(done: Submitted, jobs: Jobs, timeout: float | None) -> Submitted:
     """Wait for every component, and return all endpoints."""
-    from aegis.fleet.jobs import Jobs  # noqa: PLC0415 - start-up time
     from aegis.fleet.wait import wait_for  # noqa: PLC0415 - start-up time
-    from aegis.schedulers.transport import Here  # noqa: PLC0415 - start-up time
 
-    jobs = Jobs(os.environ, transport)
-    found = wait_for(jobs, done.handle, "ready", say, timeout)
-    if not isinstance(transport, Here):
+    with waiting_for(done.handle):
+        found = wait_for(jobs, done.handle, "ready", say, timeout)
+    if not jobs.is_here:
         for view in found.views:
-            _copy_endpoints(transport, view.endpoints_file)
+            _copy_endpoints(jobs.transport, view, alone=len(found.views) == 1)
     return msgspec.structs.replace(done, endpoints=found.endpoints, problem=found.problem, waited=True)
 
 
-def _copy_endpoints(transport: Transport, file: str | None) -> None:
-    """Write the endpoints of a remote job here, under the name that they have there."""
+def _copy_endpoints(transport: Transport, view: JobView, *, alone: bool) -> None:
+    """Write the endpoints of a remote job here, under the name that they have there, or the usual one for the job's own."""
     from aegis.files import write_atomically  # noqa: PLC0415 - start-up time
+    from aegis.fleet.endpoints import of_model  # noqa: PLC0415 - as above
 
+    file = view.endpoints_file
     if not file:
         return
-    here = Path(Path(file).name)
+    usual = ENDPOINTS if alone else of_model(ENDPOINTS, view.model_name)
+    here = Path(usual if file.startswith(f"{view.run_dir}/") else Path(file).name)
     try:
         write_atomically(here, transport.read(file))
     except OSError as error:

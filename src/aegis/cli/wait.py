@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aegis.cli.jobs import open_jobs, remote_option, say
+from aegis.cli.jobs import open_jobs, remote_option, say, waiting_for
 
 if TYPE_CHECKING:
     from aegis.fleet.wait import Goal
@@ -32,7 +32,7 @@ def command(handle: str, goal: Goal, timeout: float | None, remote: str | None) 
     """
     from aegis.fleet.wait import wait_for  # noqa: PLC0415 - start-up time
 
-    with open_jobs(remote) as jobs:
+    with open_jobs(remote) as jobs, waiting_for(handle):
         outcome = wait_for(jobs, handle, goal, say, timeout)
     if outcome.endpoints:
         click.echo("\n".join(outcome.endpoints))

@@ -318,14 +318,13 @@ class Client:
     ) -> tuple[Prepared, str]:
         """Submit a job; return it and its handle."""
         from aegis.fleet.submit import prepare, submit  # noqa: PLC0415 - start-up time
-        from aegis.schedulers.transport import Here  # noqa: PLC0415 - as above
 
-        environ = self._environ
+        jobs = self._jobs()
         for each in resolved:
             for line in each.warnings:
                 _warn(line)
-        prepared = prepare(resolved, Here(environ), environ, name=name, force=force, warn=_warn)
-        submission = submit(prepared, environ)
+        prepared = prepare(resolved, jobs, name=name, force=force, warn=_warn)
+        submission = submit(prepared, jobs)
         for line in submission.warnings:
             _warn(line)
         return prepared, submission.handle

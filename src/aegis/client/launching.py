@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 KEYS = {**SAME, "num_nodes": "nodes"}  # option -> key of a deployment; others have the key's own name
 WITHOUT_EFFECT = ("config", "data_type", "vocab_size")
-OWN_FILE = "{run_dir}/endpoints.txt"  # vec-inf keeps no endpoints file: nobody's current folder gets one
 
 
 def launched(name: str, options: LaunchOptions | None, environ: Mapping[str, str]) -> Resolved:
@@ -46,7 +45,7 @@ def launched(name: str, options: LaunchOptions | None, environ: Mapping[str, str
     }
     config = Path(given["config"]) if "config" in given else None
     catalog = load_catalog(environ, config)
-    return resolve_model(name, catalog, wishes, _with_own_file(flags, environ), environ, check=check_entry)
+    return resolve_model(name, catalog, wishes, flags, environ, check=check_entry)
 
 
 def launched_together(
@@ -61,7 +60,7 @@ def launched_together(
     if not names:
         raise ConfigError("no model is given", hint="name at least one model of the catalog")
     catalog = load_catalog(environ, Path(config) if config else None)
-    flags = _with_own_file({key: value for key, value in options.items() if value is not None}, environ)
+    flags = {key: value for key, value in options.items() if value is not None}
 
     def resolve_one(name: str) -> Resolved:
         return resolve_model(name, catalog, Wishes(), dict(flags), environ, check=check_entry)
@@ -83,10 +82,6 @@ def described(
         return resolve(Path(deployment), keys, environ, check=check_entry)
     values = msgspec.to_builtins(deployment, enc_hook=str, str_keys=True)
     return resolve(Document("deployment", values, {}, {}, ()), keys, environ, check=check_entry)
-
-
-def _with_own_file(flags: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    return flags if environ.get("AEGIS_ENDPOINTS_FILE") else {"endpoints_file": OWN_FILE, **flags}
 
 
 def _value(key: str, value: Any) -> Any:

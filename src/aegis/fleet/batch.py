@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from aegis.errors import AegisError, ConfigError, DeploymentError, NotFoundError, Problem
+from aegis.fleet.endpoints import is_own, of_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +33,7 @@ def resolve_batch(names: Sequence[str], resolve_one: Callable[[str], Resolved]) 
     errors: list[AegisError] = []
     for name in names:
         try:
-            resolved.append(resolve_one(name))
+            resolved.append(_apart(resolve_one(name)))
         except (ConfigError, NotFoundError) as error:
             errors.append(error)
     if errors:
@@ -38,6 +41,16 @@ def resolve_batch(names: Sequence[str], resolve_one: Callable[[str], Resolved]) 
     _refuse_twins([each.deployment.models[0].name for each in resolved])
     _refuse_differences(resolved)
     return resolved
+
+
+def _apart(resolved: Resolved) -> Resolved:
+    """Return a model with an endpoints file of its own: all were told the same."""
+    deployment = resolved.deployment
+    if is_own(deployment.endpoints_file):
+        return resolved
+    file = of_model(deployment.endpoints_file, deployment.models[0].name)
+    own = msgspec.structs.replace(deployment, endpoints_file=file)
+    return msgspec.structs.replace(resolved, deployment=own)
 
 
 def _together(errors: Sequence[AegisError]) -> AegisError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import shutil
@@ -148,23 +149,18 @@ def _read(folder: Path) -> Run | None:
     _, dot, job_id = folder.name.rpartition(".")
     if not dot or not job_id:
         return None
-    own = folder / f"{folder.name}.json"
-    if own.is_file():
-        with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
-            manifest = msgspec.json.decode(own.read_bytes(), type=Manifest)
-            return Run(
-                path=folder,
-                family=folder.parent.name,
-                job=manifest.job,
-                models=tuple(manifest.models),
-                created=manifest.created,
-                manifest=manifest,
-            )
-    for file in sorted(
-        folder.glob("*.json")
-    ):  # of a batch, the file has the model's name and the folder the batch's
-        if not file.stem.endswith(f".{job_id}"):
-            continue
+    with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
+        manifest = msgspec.json.decode((folder / f"{folder.name}.json").read_bytes(), type=Manifest)
+        return Run(
+            path=folder,
+            family=folder.parent.name,
+            job=manifest.job,
+            models=tuple(manifest.models),
+            created=manifest.created,
+            manifest=manifest,
+        )
+    # of a batch of vec-inf's, the file has the model's name and the folder the batch's
+    for file in sorted(folder.glob(f"*.{glob.escape(job_id)}.json")):
         with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
             foreign = msgspec.json.decode(file.read_bytes(), type=_Foreign)
             return Run(

@@ -43,6 +43,8 @@ def close(jobs: Jobs, manifest: Manifest, verdict: Verdict, status: JobStatus | 
         ended=manifest.ended or (status.ended if status else None) or time.time(),
         base_url=None,
         accounted=True,
+        exit_code=status.exit_code if status and status.exit_code is not None else manifest.exit_code,
+        node_list=status.nodes if status else "",
         log=status.log if status and manifest.state == "PENDING" else "",
     )
     text = msgspec.json.format(msgspec.json.encode(closed), indent=2).decode()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from aegis.files import write_atomically
+from aegis.runs import slug
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,10 +21,10 @@ def is_own(text: str) -> bool:
     return "{job}" in text or "{run_dir}" in text
 
 
-def endpoints_path(text: str, handle: str, run_dir: str) -> str:
-    """Return the absolute path of an `endpoints_file`; `{job}` and `{run_dir}` stand for those of the job."""
-    job = handle.partition("://")[2]
-    return os.path.abspath(text.replace("{job}", job).replace("{run_dir}", run_dir))  # noqa: PTH100 - links stay
+def of_model(text: str, model: str) -> str:
+    """Return an `endpoints_file` with the model's name in its own: `aegis_endpoints.NAME.txt`."""
+    file = PurePath(text)
+    return str(file.with_name(f"{file.stem}.{slug(model)}{file.suffix}"))
 
 
 def endpoint_lines(services: Iterable[Service]) -> list[str]:

@@ -20,6 +20,7 @@ FOUND_BY_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # what a shell takes for 
 INSIDE = ("APPTAINERENV_", "SINGULARITYENV_")
 # Both makes would let a shell evaluate what is in the variables: `$(...)` in a value would run.
 AS_THEY_ARE = {"APPTAINER_NO_EVAL": "1", "SINGULARITY_NO_EVAL": "1"}
+VARIABLE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
 SOCKETS = "/tmp"  # noqa: S108 - where engines keep their sockets, as seen by all members of an instance on a node
 
 
@@ -115,7 +116,8 @@ def container_command(
     for folder in mounts:
         words += ["--mount", f"type=bind,{_field('source', folder)},{_field('destination', folder)}"]
     for item in deployment.bind:
-        words += ["--bind", item]
+        if not VARIABLE.search(item):  # else `container_lines` has it
+            words += ["--bind", item]
     where = image if "://" in image else os.path.join(work_dir, expanded(image))  # noqa: PTH118 - text
     return [*words, "--pwd", work_dir, where, *argv]
 
@@ -136,16 +138,17 @@ def container_environment(inside: Mapping[str, str], outside: Mapping[str, str])
     }
 
 
-def container_lines(hf_home: str, names: Iterable[str]) -> list[str]:
+def container_lines(deployment: Deployment, platform: Platform, names: Iterable[str]) -> list[str]:
     """Return the shell lines before a container: what is to be bound exists, and late values are passed.
 
     Args:
-        hf_home: the engine's, made where it is missing.
+        deployment: its `hf_home` is made where it is missing; its binds may name variables of the job.
+        platform: the site.
         names: variables that the agent sets: its mark, the devices, the secrets. They are in no command.
     """
     import shlex  # noqa: PLC0415 - only for containers
 
-    home = shlex.quote(str(expanded(hf_home)))
+    home = shlex.quote(str(expanded(deployment.hf_home)))
     passed = " ".join(name for name in dict.fromkeys((MARK, *names)) if FOUND_BY_NAME.fullmatch(name))
     exports = " ".join(f'"{prefix}$name=${{!name}}"' for prefix in INSIDE)
     return [
@@ -155,7 +158,36 @@ def container_lines(hf_home: str, names: Iterable[str]) -> list[str]:
         f"for name in {passed}; do",
         f'  [ -z "${{!name+set}}" ] || export {exports}',
         "done",
+        *_variable_binds(deployment, platform),
     ]
+
+
+def _variable_binds(deployment: Deployment, platform: Platform) -> list[str]:
+    """Return the lines that bind paths such as `$SLURM_TMPDIR:$HOME/.cache`, which only the node can tell."""
+    items = [item for item in deployment.bind if VARIABLE.search(item)]
+    if not items:
+        return []
+    lines = []
+    for name in dict.fromkeys(found for item in items for found in VARIABLE.findall(item)):
+        lines += [
+            f'[ -n "${{{name}:-}}" ] || {{',
+            *_refusal("", name, ", which bind names, is not set here"),
+            "}",
+        ]
+    # everything but the variables stands as it is written
+    text = ",".join(map(_quoted_around, items))
+    variable = f"{platform.container.upper()}_BIND"
+    return [*lines, f'export {variable}="${{{variable}:+${variable},}}"{text}']
+
+
+def _quoted_around(item: str) -> str:
+    """Return a shell word in which only the variables are left open."""
+    import shlex  # noqa: PLC0415 - only for containers
+
+    parts = VARIABLE.split(item)  # text, name, text, name, ..., text
+    return "".join(
+        f'"${part}"' if index % 2 else shlex.quote(part) if part else "" for index, part in enumerate(parts)
+    )
 
 
 def _field(key: str, value: str) -> str:

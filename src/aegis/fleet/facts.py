@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aegis.runs import endpoints_path
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,7 +30,6 @@ def batch_json(
         zip(resolved, components, handles_of(handle, len(components)), strict=True)
     ):
         facts = {**model_json(each, component, own), "het_group_id": number, "job_id": own}
-        facts["endpoints_file"] = component.endpoints_file
         models[facts["model_name"]] = facts
     return {
         "slurm_job_name": name,
@@ -85,6 +86,7 @@ def model_json(resolved: Resolved, component: Component, handle: str) -> dict[st
         "out_file": f"{folder}/{stem}.out",
         "err_file": f"{folder}/{stem}.err",
         "json_file": f"{folder}/{stem}.json",
+        "endpoints_file": endpoints_path(component.endpoints_file, handle, folder),
     }
     return {key: value for key, value in facts.items() if value is not None}
 

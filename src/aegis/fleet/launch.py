@@ -25,7 +25,7 @@ from aegis.errors import (
 )
 from aegis.files import PRIVATE, write_atomically
 from aegis.fleet.archive import agent_archive
-from aegis.fleet.endpoints import EndpointsFile, endpoint_lines, endpoints_path, is_own
+from aegis.fleet.endpoints import EndpointsFile, endpoint_lines, is_own
 from aegis.fleet.launchers import agents_for
 from aegis.fleet.nodes import Host, allocation, head_of
 from aegis.fleet.order import Fleet, fleet_file, node_orders
@@ -34,7 +34,7 @@ from aegis.fleet.progress import Counts, Progress, failure_lines
 from aegis.fleet.services import RegistryProcess, registry_client
 from aegis.fleet.weights import download, find_weights, path_of
 from aegis.processes import start_of
-from aegis.runs import Manifest, RunDir, register
+from aegis.runs import Manifest, RunDir, endpoints_path, register
 from aegis.schedulers.base import JOB_VARIABLE, RUN_DIR_VARIABLE, SECRET_NAMES, SECRETS_VARIABLE, notice
 from aegis.schedulers.local import new_handle
 from aegis.spec.walltime import format_walltime, parse_walltime
@@ -146,6 +146,7 @@ class Launch:
             models=models,
             run_dir=str(run.path),
             created=time.time(),
+            queue=self.deployment.queue or "",
             secrets_file=self.environ.get(SECRETS_VARIABLE),
         )
         with contextlib.suppress(NotFoundError):  # the job may be faster than whoever submitted it

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from aegis.errors import NotFoundError
+from aegis.errors import NotFoundError, SiteError
 from aegis.fleet.jobs import run_of
+from aegis.fleet.verdict import ended_with
+from aegis.schedulers.base import last_error
 from aegis.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from aegis.fleet.jobs import Jobs
     from aegis.runs import Manifest
+    from aegis.schedulers.base import JobStatus
 
 NAMES = 'cd -- "$1" 2>/dev/null && ls -1'
 SCHEDULER_SECONDS = 10.0  # its word on where it writes may be so old
@@ -56,6 +59,21 @@ def log_of(jobs: Jobs, manifest: Manifest, instance: str | None = None) -> str:
     if not text and not instance and (other := scheduler_log(jobs, manifest, path)):
         return _read(jobs, other)
     return text
+
+
+def last_words(jobs: Jobs, manifest: Manifest, status: JobStatus) -> tuple[str, str]:
+    """Return what a job said last that could not note why it ended, and the log in which it stands."""
+    for path in filter(None, (log_path(jobs, manifest, None), status.log)):
+        try:
+            text = _read(jobs, path).strip()
+        except (OSError, SiteError):
+            continue
+        if text:
+            last = (
+                text.splitlines()[-1] if manifest.state == "PENDING" else ""
+            )  # it never came to speak itself
+            return last_error(text) or (last and f"{ended_with(status)}: {last}"), path
+    return "", status.log
 
 
 def _read(jobs: Jobs, path: str) -> str:

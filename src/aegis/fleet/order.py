@@ -257,7 +257,7 @@ def _process(fleet: Fleet, start: Start, kind: Engine) -> tuple[list[str], dict[
     argv = container_command(
         command, fleet.deployment, fleet.platform, fleet.work_dir, _folders(start, environment)
     )
-    setup += container_lines(fleet.deployment.hf_home, late)
+    setup += container_lines(fleet.deployment, fleet.platform, late)
     return with_setup(argv, setup), container_environment(inside, {**_proxies(fleet), **mask})
 
 

@@ -110,7 +110,7 @@ def _component(resolved: Resolved, place: Place) -> Component:
         stem=stem,
         endpoints_file=endpoints,
         deployment=dump_deployment(named, brief=True),
-        resources=_resources(named, platform, placement),
+        resources=_resources(named, platform, placement, simulated=_is_simulated(resolved)),
         profile=dump_platform(own) if own else "",
         profile_name=own.name if own else "",
     )
@@ -125,8 +125,7 @@ def _placed(resolved: Resolved) -> tuple[Deployment, Platform, Placement]:
             if not entry.download_weights:
                 find_weights(entry, skip_staging=deployment.skip_staging)
         return deployment, placed, placement
-    simulated = all(entry.engine == "sim" for entry in deployment.models)
-    if not platform.node.devices and not deployment.gpus_per_node and not simulated:
+    if not platform.node.devices and not deployment.gpus_per_node and not _is_simulated(resolved):
         raise ConfigError(
             f"platform {platform.name} does not say how many devices a node has",
             hint="give --gpus-per-node, or write a profile of your site that extends it",
@@ -139,8 +138,16 @@ def _placed(resolved: Resolved) -> tuple[Deployment, Platform, Placement]:
     return deployment, placed, placement
 
 
-def _resources(deployment: Deployment, platform: Platform, placement: Placement) -> Resources:
-    devices = deployment.gpus_per_node or platform.node.devices
+def _is_simulated(resolved: Resolved) -> bool:
+    """Tell whether a job needs no devices; who names a number of them wants them all the same."""
+    deployment = resolved.deployment
+    return not deployment.gpus_per_node and all(entry.engine == "sim" for entry in deployment.models)
+
+
+def _resources(
+    deployment: Deployment, platform: Platform, placement: Placement, *, simulated: bool
+) -> Resources:
+    devices = None if simulated else deployment.gpus_per_node or platform.node.devices
     shares = devices if platform.shared_nodes and devices else 0
     memory = shares * (platform.memory_per_device_gib or 0)
     return Resources(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import Struct
 
 from aegis.errors import AegisError
 from aegis.fleet.endpoints import by_position
 from aegis.fleet.jobs import LOCAL, is_final, run_of
+from aegis.fleet.logs import last_words
 from aegis.fleet.verdict import Evidence, judge
 from aegis.runs import ENDED, JobState, Manifest
 from aegis.schedulers.base import JobStatus
@@ -87,11 +89,16 @@ def views(
     found = []
     for manifest in manifests:
         status, answer = statuses.get(manifest.job), servers.get(manifest.job)
+        words = ""
+        if status and _died(manifest, status):
+            words, log = last_words(jobs, manifest, status)
+            status = msgspec.structs.replace(status, log=log)
         verdict = judge(
             Evidence(
                 manifest=manifest,
                 status=status,
                 now=now,
+                words=words,
                 silence=jobs.silence(manifest.job),
                 healthy=len(answer.endpoints) if answer else None,
                 trouble=answer.trouble if answer else "",
@@ -129,7 +136,7 @@ def view(
         instances=manifest.instances,
         nodes=manifest.nodes,
         host=manifest.host,
-        node_list=status.nodes,
+        node_list=status.nodes or manifest.node_list,
         restarts=max(manifest.restarts, status.restarts),
         age=max(0.0, (manifest.ended or (status.ended if ended else None) or now) - manifest.created),
         time_left=None if ended else _time_left(manifest, status, now),
@@ -157,6 +164,12 @@ def _statuses(jobs: Jobs, manifests: Sequence[Manifest], max_age: float) -> dict
         found = {each.job: status_of(each) if jobs.is_here else elsewhere for each in local}
     others = [manifest.job for manifest in manifests if manifest.job not in found]
     return found | jobs.states(others, max_age) if others else found
+
+
+def _died(manifest: Manifest, status: JobStatus) -> bool:
+    """Tell whether a job has failed, and its head did not note why."""
+    local = manifest.job.startswith(f"{LOCAL}://")
+    return status.state == "FAILED" and manifest.state not in ENDED and bool(manifest.run_dir) and not local
 
 
 def _may_serve(manifest: Manifest, status: JobStatus | None) -> bool:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from aegis.errors import ConfigError
 from aegis.fleet.endpoints import is_own
-from aegis.fleet.jobs import Jobs
-from aegis.fleet.prepare import refuse_shared_endpoints
+from aegis.fleet.jobs import is_final
 from aegis.fleet.remote_files import TransportFiles
 from aegis.fleet.request import Place, job_request
 from aegis.preflight.files import Files, LocalFiles, UnseenFiles
 from aegis.preflight.finding import Finding, refuse
 from aegis.preflight.report import findings
+from aegis.runs import ENDED
 from aegis.schedulers.base import SECRET_NAMES, JobRequest, Scheduler, Submission
-from aegis.schedulers.transport import Here, Transport
 from aegis.spec.platforms import Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from aegis.fleet.jobs import Jobs
+    from aegis.schedulers.transport import Transport
     from aegis.spec.resolve import Resolved
 
 LOOK_ROUND = 'uname -n; for c in sbatch qsub; do command -v "$c" >/dev/null && echo "$c"; done; true'
@@ -36,21 +38,6 @@ class Prepared(Struct, frozen=True):
     secrets: dict[str, str]
 
 
-def scheduler_for(name: str | None, transport: Transport, environ: Mapping[str, str]) -> Scheduler:
-    """Return the scheduler of that name, at the end of a transport."""
-    if name == "slurm":
-        from aegis.schedulers.slurm import Slurm  # noqa: PLC0415 - only the one that is used
-
-        return Slurm(transport, environ)
-    if name == "pbs":
-        from aegis.schedulers.pbs import Pbs  # noqa: PLC0415 - as above
-
-        return Pbs(transport, environ)
-    from aegis.schedulers.local import Local  # noqa: PLC0415 - as above
-
-    return Local(environ)
-
-
 def far_site(transport: Transport, environ: Mapping[str, str]) -> Site:
     """Return the far side as a site to recognise; profiles are those of this machine."""
     answer = transport.run(["bash", "-c", LOOK_ROUND]).out.split()
@@ -60,8 +47,7 @@ def far_site(transport: Transport, environ: Mapping[str, str]) -> Site:
 
 def prepare(
     resolved: Sequence[Resolved],
-    transport: Transport,
-    environ: Mapping[str, str],
+    jobs: Jobs,
     *,
     name: str | None = None,
     force: bool = False,
@@ -71,8 +57,7 @@ def prepare(
 
     Args:
         resolved: one for an ordinary job; each of several becomes a component with nodes of its own.
-        transport: where the scheduler is.
-        environ: where secrets are found, and jobs of this user.
+        jobs: those that it will be one of; secrets are found in their environment.
         name: of the job (default: the first deployment's).
         force: submit what will probably fail.
         warn: gets a line for each doubt.
@@ -81,22 +66,21 @@ def prepare(
         AegisError: it cannot work, with every reason that is known.
     """
     first = resolved[0].deployment
-    scheduler = scheduler_for(first.scheduler, transport, transport.environ)
-    here = isinstance(transport, Here)
-    place = Place.here() if here else Place.there(transport, first.aegis_env)
+    scheduler = jobs.scheduler(f"{first.scheduler}://")
+    place = Place.here() if jobs.is_here else Place.there(jobs.transport, first.aegis_env)
     request = job_request(resolved, place, name)
-    refuse(_findings(resolved, request, _files(scheduler, transport, place, environ), environ), force, warn)
-    secrets = {name: environ[name] for name in SECRET_NAMES if environ.get(name)}
+    refuse(_findings(resolved, request, _files(scheduler, jobs, place), jobs.environ), force, warn)
+    secrets = {name: jobs.environ[name] for name in SECRET_NAMES if jobs.environ.get(name)}
     if token := resolved[0].hf_token:
         secrets["HF_TOKEN"] = token.reveal()
     return Prepared(request, scheduler.render(request), scheduler, secrets)
 
 
-def _files(scheduler: Scheduler, transport: Transport, place: Place, environ: Mapping[str, str]) -> Files:
+def _files(scheduler: Scheduler, jobs: Jobs, place: Place) -> Files:
     """Return the files of the machine that has the scheduler; nobody can look at those of another site."""
-    if not isinstance(transport, Here):
-        return TransportFiles(transport, place)
-    return LocalFiles() if Jobs(environ, transport).present(scheduler.name) else UnseenFiles()
+    if not jobs.is_here:
+        return TransportFiles(jobs.transport, place)
+    return LocalFiles() if jobs.present(scheduler.name) else UnseenFiles()
 
 
 def _findings(
@@ -106,14 +90,35 @@ def _findings(
         yield from findings(each, component.resources.nodes, files, environ)
 
 
-def submit(prepared: Prepared, environ: Mapping[str, str]) -> Submission:
+def submit(prepared: Prepared, jobs: Jobs) -> Submission:
     """Submit a prepared job.
 
     Raises:
-        ConfigError: another live job keeps its endpoints file.
+        ConfigError: another job, which waits or runs, keeps its endpoints file.
         SiteError: the scheduler refuses, or does not answer.
     """
-    for component in prepared.request.components:
-        if not is_own(component.endpoints_file):
-            refuse_shared_endpoints(Path(component.endpoints_file), environ)
+    files = [each.endpoints_file for each in prepared.request.components if not is_own(each.endpoints_file)]
+    if files:
+        _refuse_kept(files, jobs)
     return prepared.scheduler.submit(prepared.request, prepared.script, prepared.secrets)
+
+
+def _refuse_kept(files: Sequence[str], jobs: Jobs) -> None:
+    """Refuse files that a job keeps which has not ended: two writers would take turns in them."""
+    real = os.path.realpath if jobs.is_here else str
+    wanted = set(map(real, files))
+    rivals = [
+        each
+        for each in jobs.all()
+        if not is_final(each) and each.endpoints_file and real(each.endpoints_file) in wanted
+    ]
+    if not rivals:
+        return
+    from aegis.fleet.status import views  # noqa: PLC0415 - start-up time
+
+    for view in views(jobs, rivals, ask_servers=False):
+        if view.model_status not in ENDED:
+            raise ConfigError(
+                f"{view.endpoints_file} is the endpoints file of {view.job_id}, which is {view.model_status}",
+                hint="choose another with --endpoints-file, or `aegis shutdown` that job",
+            )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 YOUNG_SECONDS = 60.0  # a scheduler may need so long to know a job that it has just accepted
 PLAIN_WORDS = {"", "COMPLETED", "COMPLETING", "FAILED", "F", "E", "X"}  # ended by itself, well or badly
+FORGOTTEN_SECONDS = 30 * 86400.0  # no job lasts so long
 FRESH_SECONDS = 5.0  # an answer so young is no older than what the manifest says
 AT_WALLTIME = "at its walltime"  # in the words of every scheduler, and of the job's own head
 SIGNALLED = "shut down"  # in the words of the head, which does not know who sent the signal
@@ -34,6 +35,7 @@ class Evidence(Struct, frozen=True, kw_only=True):
     manifest: Manifest
     status: JobStatus | None  # the scheduler's last word; None: it knows no such job
     now: float  # epoch seconds
+    words: str = ""  # the last of its log, where it has ended and could not note why
     silence: str = ""  # why the scheduler does not answer at present
     healthy: int | None = None  # servers that answer; None: none was asked
     trouble: str = ""  # what servers, or a silent registry, make of it
@@ -56,7 +58,7 @@ def judge(known: Evidence) -> Verdict:
     if known.silence or status is None or status.state == "UNKNOWN":
         return _unsure(known)
     if status.state in ENDED:
-        return _ended(manifest, status)
+        return _ended(known, status)
     if status.state == "PENDING" and not known.healthy:
         return _pending(known, status)
     return _running(known, status)
@@ -80,8 +82,9 @@ def _unsure(known: Evidence) -> Verdict:
     what = "it was refused later, or" if manifest.state == "PENDING" else "it was killed, and"
     return Verdict(
         "FAILED",
-        f"the job is gone: neither the scheduler's queue nor its accounting knows it; {what} its record is lost",
-        final=not manifest.registry_url or known.healthy == 0,  # else a server might contradict
+        f"the job is gone: neither the queue nor the accounting of this cluster knows it; {what} its record is lost",
+        # clusters that share a home know nothing of each other's jobs: there it may still run
+        final=known.now - manifest.created > FORGOTTEN_SECONDS and not known.healthy,
     )
 
 
@@ -125,9 +128,11 @@ def _running(known: Evidence, status: JobStatus) -> Verdict:
     return Verdict("LAUNCHING", known.trouble or again or status.reason)
 
 
-def _ended(manifest: Manifest, status: JobStatus) -> Verdict:
-    """Join the scheduler's verdict and the manifest's: who knows the deeper cause speaks first."""
-    own = manifest.reason if manifest.state in ENDED else ""
+def _ended(known: Evidence, status: JobStatus) -> Verdict:
+    """Join the scheduler's verdict and the job's own: who knows the deeper cause speaks first."""
+    manifest = known.manifest
+    noted = manifest.state in ENDED
+    own = manifest.reason if noted else known.words
     plain = _is_plain(status)
     final = status.word != STILL_THERE
     if AT_WALLTIME in status.reason or (plain and AT_WALLTIME in own):
@@ -135,10 +140,10 @@ def _ended(manifest: Manifest, status: JobStatus) -> Verdict:
     if plain and own == SIGNALLED and _was_told(manifest, status):
         return _at_walltime(manifest, f"ended {AT_WALLTIME} of {format_walltime(status.walltime or 0)}")
     if own and (plain or own == status.reason):
-        return Verdict(manifest.state, own, final)
+        return Verdict(manifest.state if noted else status.state, own, final)
     if own and manifest.state == status.state == "FAILED":
         return Verdict("FAILED", f"{status.reason}; the job says: {own}", final)
-    return Verdict(status.state, status.reason or own or _plain_words(status), final)
+    return Verdict(status.state, status.reason or own or ended_with(status), final)
 
 
 def _at_walltime(manifest: Manifest, reason: str) -> Verdict:
@@ -165,5 +170,6 @@ def _is_plain(status: JobStatus) -> bool:
     return 0 <= status.exit_code < SIGNALS
 
 
-def _plain_words(status: JobStatus) -> str:
+def ended_with(status: JobStatus) -> str:
+    """Say how a job ended of which no more is known."""
     return f"ended with exit code {status.exit_code}" if status.exit_code is not None else "ended"

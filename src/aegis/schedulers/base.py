@@ -40,6 +40,13 @@ def notice(walltime: int) -> int:
     return max(1, min(NOTICE_SECONDS, walltime // 10))
 
 
+def last_error(log: str) -> str:
+    """Return the error that aegis ended a log with, hint included; nothing where it did not."""
+    lines = log.splitlines()
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    return "\n".join(lines[errors[-1] :]).removeprefix("error: ") if errors else ""
+
+
 class SchedulerUnavailable(SiteError):
     """The scheduler does not answer, or the way to it is cut; what is known of its jobs stays known, and grows old."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from aegis.errors import AegisError, NotFoundError, SiteError
 from aegis.files import write_atomically
 from aegis.processes import is_alive, signal_process, start_of
-from aegis.runs import ENDED, Manifest, RunDir, find_run, known_runs, register
+from aegis.runs import ENDED, Manifest, RunDir, endpoints_path, find_run, known_runs, register
 from aegis.schedulers.base import (
     JOB_VARIABLE,
     RUN_DIR_VARIABLE,
@@ -22,6 +22,7 @@ from aegis.schedulers.base import (
     JobStatus,
     SchedulerInfo,
     Submission,
+    last_error,
 )
 from aegis.schedulers.script import script as job_script
 from aegis.spec.walltime import parse_walltime
@@ -74,7 +75,7 @@ class Local:
             walltime=parse_walltime(resources.walltime) if resources.walltime else None,
             host=os.uname().nodename,
             nodes=resources.nodes,
-            endpoints_file=component.endpoints_file,
+            endpoints_file=endpoints_path(component.endpoints_file, handle, str(run.path)),
         )
         process = None
         try:
@@ -159,11 +160,9 @@ def status_of(manifest: Manifest) -> JobStatus:
 def _last_words(log: Path) -> str:
     """Return the error that ended a job before it could note anything."""
     try:
-        lines = log.read_text(errors="replace").splitlines()
+        return last_error(log.read_text(errors="replace"))
     except OSError:
         return ""
-    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-    return "\n".join(lines[errors[-1] :]).removeprefix("error: ") if errors else ""
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

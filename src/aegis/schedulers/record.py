@@ -14,7 +14,7 @@ import msgspec
 
 from aegis.errors import AegisError, SiteError
 from aegis.files import PRIVATE
-from aegis.runs import Manifest, index_link
+from aegis.runs import Manifest, endpoints_path, index_link
 from aegis.schedulers.base import SECRETS_VARIABLE
 from aegis.spec.walltime import parse_walltime
 
@@ -101,7 +101,7 @@ def record(
         for component, (handle, name) in zip(request.components, handles.items(), strict=True):
             folder = f"{component.folder}/{component.stem}.{name}"
             manifest = _manifest(request, component, handle, folder)
-            manifest.host, manifest.secrets_file = transport.name, secrets_file
+            manifest.secrets_file = secrets_file
             text = msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode() + "\n"
             words += [
                 folder,
@@ -126,7 +126,5 @@ def _manifest(request: JobRequest, component: Component, handle: str, folder: st
         walltime=parse_walltime(resources.walltime) if resources.walltime else None,
         nodes=resources.nodes,
         queue=resources.queue or "",
-        endpoints_file=component.endpoints_file.replace("{job}", handle.partition("://")[2]).replace(
-            "{run_dir}", folder
-        ),
+        endpoints_file=endpoints_path(component.endpoints_file, handle, folder),
     )

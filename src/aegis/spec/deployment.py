@@ -19,6 +19,7 @@ Executor = Literal["mp", "ray"]
 
 REGISTRY_PORT = 8471
 PORT_START = 8000
+ENDPOINTS = "aegis_endpoints.txt"
 
 
 class ModelEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -137,7 +138,7 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Meta(
             description="file that lists the healthy servers; {job} and {run_dir} stand for those of the job"
         ),
-    ] = "aegis_endpoints.txt"
+    ] = ENDPOINTS
     log_dir: Annotated[Text, Meta(description="root of the run directories")] = "~/.aegis-logs"
     skip_staging: Annotated[
         bool, Meta(description="the weights are in hf_home already: neither stage them nor read model_source")

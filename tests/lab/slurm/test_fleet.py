@@ -188,7 +188,7 @@ def test_requeue(fleet: Fleet, slurm: SlurmLab) -> None:
     number = handle.removeprefix("slurm://")
     slurm.run("scontrol", "requeue", number)
     wait_until(lambda: fleet.view(handle)["model_status"] == "PENDING", "back in the queue")
-    slurm.run("scontrol", "update", f"jobid={number}", "StartTime=now")
+    slurm.run("scontrol", "update", f"jobid={number}", "StartTime=now+3")  # a node takes no job back at once
     view = fleet.wait_for(handle, "READY", "", 120)
     assert view["restarts"] == 1
     assert fleet.answers(view["base_url"].removeprefix("http://").removesuffix("/v1"))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 OK = 200
 SERVER_ERROR = 500
+NOT_FOUND = 404
 LONGEST_TIMEOUT = 3600.0  # seconds; sockets refuse what does not fit their clock
 
 
@@ -64,9 +65,25 @@ class Prober:
             patience = max(1.0, self.policy.startup_timeout - (now - vitals.started))
         code, answer = self._ask("POST", health["canary_path"], json.dumps(health["canary"]), patience)
         answered = 0 < code < SERVER_ERROR
+        if (
+            code == NOT_FOUND
+        ):  # no such route (an embedding model), or no such model: then this is no server of ours
+            stranger = self._stranger(health["canary"]["model"])
+            return not stranger, stranger
         if not answered and tokens is not None and self._read_load()[1] not in (None, tokens):
             answered = True  # a burst came before it: it waits its turn, and others are served
         return answered, "" if answered else (f"code {code}" if code else answer)
+
+    def _stranger(self, model: str) -> str:
+        """Return what else answers on our port, if it tells that it does not serve our model."""
+        code, text = self._ask("GET", "/v1/models", None, self.policy.probe_timeout)
+        try:
+            names = [str(each["id"]) for each in json.loads(text)["data"]] if code == OK else [model]
+        except (ValueError, LookupError, TypeError):
+            return ""
+        if model in names:
+            return ""
+        return f"another server answers on port {self.ports.api}: it serves {', '.join(names) or 'nothing'}"
 
     def _read_load(self) -> tuple[float | None, float | None]:
         """Return the requests being worked on and the tokens so far, as far as the engine tells."""

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from aegis.errors import AegisError, NotFoundError
+from aegis.fleet.endpoints import by_position
 from aegis.fleet.metrics.monitor import JobFigures, Monitor
 from aegis.fleet.registries import endpoints_of, registry_of
 from aegis.registry.model import Service
@@ -121,7 +122,7 @@ class JobMetrics:
         return found
 
     def _chosen(self, services: Sequence[Service]) -> list[Service]:
-        heads = [each for each in services if not each.metadata.get("rank")]
+        heads = sorted((each for each in services if not each.metadata.get("rank")), key=by_position)
         if self._instance is None:
             return heads
         found = [each for each in heads if each.service_id == self._instance]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
 from aegis.errors import NotFoundError, SiteError
 from aegis.runs import index_link
 from aegis.schedulers.base import (
@@ -21,6 +19,7 @@ from aegis.schedulers.base import (
 from aegis.schedulers.record import prepare, record
 from aegis.schedulers.script import script as job_script
 from aegis.schedulers.slurm.directives import foreign, job_shell, output_folder
+from aegis.schedulers.slurm.judge import judge
 from aegis.schedulers.slurm.queue import (
     ACCOUNTING_ENVIRON,
     CANCEL_ENVIRON,
@@ -31,7 +30,6 @@ from aegis.schedulers.slurm.queue import (
     Row,
     accepted,
     by_id,
-    holds,
     ids,
     rows,
     sacct_argv,
@@ -39,13 +37,13 @@ from aegis.schedulers.slurm.queue import (
     steps,
     steps_argv,
 )
-from aegis.schedulers.slurm.refusals import ENDED_ALREADY, UNKNOWN_JOB, complaint, trouble
-from aegis.schedulers.slurm.words import is_ended, plain, status
+from aegis.schedulers.slurm.refusals import ENDED_ALREADY, LOOK, UNKNOWN_JOB, complaint, is_unsure, trouble
+from aegis.schedulers.slurm.words import is_ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from aegis.schedulers.transport import Transport
+    from aegis.schedulers.transport import Done, Transport
 
 HERE_TIMEOUT = 10.0  # seconds
 NO_ACCOUNTING = "accounting storage is disabled"
@@ -89,20 +87,11 @@ class Slurm:
         """
         private = prepare(request, output_folder(request), secrets, self.transport)
         environ = dict.fromkeys(SECRET_NAMES, "") | foreign(script, self.environ) | private
-        try:
-            done = self.transport.run(
-                ["sbatch", "--parsable"], text=script, environ=environ, repeatable=False
-            )
-        except SchedulerUnavailable as error:
-            raise SchedulerUnavailable(
-                error.message,
-                hint="the job may have been accepted: look with squeue before you submit it again",
-            ) from None
-        number = accepted(done.out) if done.code == 0 else None
+        done = self._sbatch(script, environ, private.values())
+        number = accepted(done.out)
         if number is None:
-            for file in private.values():
-                self.transport.remove(file)
-            raise trouble("sbatch", "Slurm does not take the job", done)
+            said = done.out.strip() or done.err.strip() or "nothing"
+            raise SiteError(f"sbatch printed no job id: {said}", hint=LOOK)
         handle = f"slurm://{number}"
         handles = {handle: number}
         if len(request.components) > 1:
@@ -110,8 +99,8 @@ class Slurm:
         problems = record(
             request, script, handles, self.transport, self.environ, secrets_file=private.get(SECRETS_VARIABLE)
         )
-        said = [line.strip() for line in done.err.splitlines() if line.strip()]
-        return Submission(handle, (*said, *problems))
+        warnings = [line.strip() for line in done.err.splitlines() if line.strip()]
+        return Submission(handle, (*warnings, *problems))
 
     def query(self, handles: Sequence[str]) -> dict[str, JobStatus]:
         """Return the state of each job: all from one list of the queue, ended ones from accounting as well.
@@ -125,7 +114,7 @@ class Slurm:
         queue = self._queue()
         asked = [job for job in wanted.values() if job.text not in queue or is_ended(queue[job.text].word)]
         records, silence = self._accounting(asked)
-        found = {handle: _judge(job, queue, records, silence) for handle, job in wanted.items()}
+        found = {handle: judge(job, queue, records, silence) for handle, job in wanted.items()}
         return {handle: each for handle, each in found.items() if each}
 
     def cancel(self, handle: str) -> None:
@@ -177,6 +166,25 @@ class Slurm:
 
     # -- how
 
+    def _sbatch(self, script: str, environ: Mapping[str, str], private: Iterable[str]) -> Done:
+        """Submit; the private files go, unless the job may need them."""
+        kept = False
+        try:
+            done = self.transport.run(
+                ["sbatch", "--parsable"], text=script, environ=environ, repeatable=False
+            )
+            kept = done.code == 0 or is_unsure(done)
+        except SchedulerUnavailable as error:
+            kept = True
+            raise SchedulerUnavailable(error.message, hint=LOOK) from None
+        finally:
+            if not kept:
+                for file in private:
+                    self.transport.remove(file)
+        if done.code:
+            raise trouble("sbatch", "Slurm does not take the job", done)
+        return done
+
     def _queue(self) -> dict[str, Row]:
         done = self.transport.run(squeue_argv(), environ=QUEUE_ENVIRON)
         if done.code:
@@ -213,47 +221,3 @@ class Slurm:
         if job is None:
             raise NotFoundError(f"{handle!r} is no job of Slurm")
         return job
-
-
-def _judge(
-    job: JobId, queue: Mapping[str, Row], records: Mapping[str, Row], silence: str
-) -> JobStatus | None:
-    """Return what queue and accounting together say of a job; None where neither knows it."""
-    row, noted = queue.get(job.text), records.get(job.text)
-    if row is None:
-        if noted is None:
-            reason = f"it has left the queue, and accounting does not answer: {silence}"
-            return JobStatus(state="UNKNOWN", reason=reason) if silence else None
-        if not is_ended(noted.word):
-            reason = f"accounting says {noted.word}, but it is not in the queue"
-            return JobStatus(state="UNKNOWN", reason=reason, word=noted.word)
-        return status(noted)
-    if noted is not None and plain(noted.word) == plain(
-        row.word
-    ):  # it knows who cancelled, but comes seconds late
-        row = replace(row, word=noted.word, memory=noted.memory, owner=noted.owner)
-    leader = queue.get(f"{row.number}+0") if row.is_led else None
-    if leader and plain(leader.word) == "COMPLETING" and plain(row.word) == "FAILED":
-        return status(replace(row, word=leader.word))  # why, shows when the script of the job has ended
-    lost = _lost_follower(row, leader) if row.is_led else _lost_head(row)
-    return replace(status(row), state="FAILED", reason=lost) if lost else status(row)
-
-
-def _lost_head(row: Row) -> str:
-    """Return why a job that seems to run does not: Slurm lets it run on when the node of its head has failed."""
-    host = row.batch_host
-    if plain(row.word) != "RUNNING" or not row.hosts or host in {"", "n/a"} or holds(row.hosts, host):
-        return ""
-    return f"its first node {host} failed, and with it what holds it together: cancel it"
-
-
-def _lost_follower(row: Row, leader: Row | None) -> str:
-    """Return why a component has failed with the first one, on whose first node its head ran."""
-    word = plain(row.word)
-    if leader and plain(leader.word) == "NODE_FAIL" and word in {"RUNNING", "FAILED"}:
-        return (
-            "a node of its job failed, and Slurm ended the first component, which holds the others together"
-        )
-    if word == "RUNNING" and (leader is None or is_ended(leader.word)):
-        return "the first component of its job has ended, and with it what holds it together: cancel it"
-    return ""

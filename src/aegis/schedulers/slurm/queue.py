@@ -52,6 +52,7 @@ SQUEUE = {
     "start": "StartTime",
     "end": "EndTime",
     "restart": "RestartCnt",
+    "owner": "UserID",
     "output": "StdOut",
     "name": "Name",
 }

@@ -73,12 +73,12 @@ WHOSE = {"Assoc": "account", "QOS": "QoS"}
 
 
 def waiting(reason: str) -> str:
-    """Return why a job waits, with Slurm's own word behind it."""
+    """Return why a job waits, with Slurm's own word behind it where it is one."""
     text = reason.strip("() ")
     key = re.split(r"[,:(]", text)[0].replace("_", " ").strip()
     words = WAITS[key] if key in WAITS else _limit(key)
     if words:
-        return f"{words} ({text})"
+        return words if " " in key else f"{words} ({text})"
     return "" if key in WAITS else text
 
 

@@ -20,12 +20,15 @@ AWAY = (
     "Slurm controller not responding",
     "Slurm temporarily unable to accept job",
     "Slurm backup controller in standby mode",
-    "Socket timed out",
-    "Zero Bytes were transmitted or received",
     "Communication connection failure",
     "Unexpected message received",
     "Resource temporarily unavailable",
 )
+UNSURE = (
+    "Socket timed out",
+    "Zero Bytes were transmitted or received",
+)  # what was asked for may have been done
+LOOK = "the job may have been accepted: look with squeue before you submit it again"
 PARTITIONS = "`sinfo -s` lists the partitions; choose one with --queue"
 HINTS = (
     (
@@ -99,16 +102,19 @@ def trouble(command: str, what: str, done: Done) -> AegisError:
         done: what it answered.
     """
     said = complaint(command, done)
-    if is_away(done):
-        return SchedulerUnavailable(f"Slurm does not answer: {said}", hint="try again later")
+    if is_unsure(done) or any(text in done.err for text in AWAY):
+        look = command == "sbatch" and is_unsure(done)
+        return SchedulerUnavailable(
+            f"Slurm does not answer: {said}", hint=LOOK if look else "try again later"
+        )
     if UNKNOWN_JOB in said:
         return NotFoundError(f"{what}: {said}")
     return SiteError(f"{what}: {said}", hint=next((hint for text, hint in HINTS if text in said), None))
 
 
-def is_away(done: Done) -> bool:
-    """Tell whether the controller did not answer."""
-    return any(text in done.err for text in AWAY)
+def is_unsure(done: Done) -> bool:
+    """Tell whether the controller may have done what it was asked for, and failed to say so."""
+    return any(text in done.err for text in UNSURE)
 
 
 def complaint(command: str, done: Done) -> str:

@@ -105,7 +105,7 @@ def _launch(
         problems.append(Problem("--model", said, "its id on the Hub is --hf-model"))
     layer = merge(below, _asked(wishes))
     engine = _engine(layer, wishes, given, environ, problems)
-    teller = _teller(engine, layer)
+    teller = _teller(engine, layer, wishes)
     text: str | None = getattr(wishes, f"{teller}_args")
     asked = Setting(text, f"--{teller}-args") if text else None
     arguments, told = read_arguments(layer, teller, asked, given, problems)
@@ -173,18 +173,20 @@ def _engine(
     told = [engine for engine in ENGINES if getattr(wishes, f"{engine}_args")]
     if len(told) > 1:
         problems.append(Problem("--sglang-args", "--vllm-args is given too", "a server has one engine"))
-    elif told and asked and asked != told[0]:
+    elif told and asked in ENGINES and asked != told[0]:  # a simulated one stands for any
         problems.append(Problem(f"--{told[0]}-args", f"the engine is {asked}", "a server has one engine"))
-    elif told:
+    elif told and not asked:
         flags["engine"] = Setting(told[0], f"--{told[0]}-args")
     own = layer.get("engine")
     return str(asked or (told[0] if told else own.value if own else "vllm"))
 
 
-def _teller(engine: str, layer: Layer) -> str:
+def _teller(engine: str, layer: Layer, wishes: Wishes) -> str:
     """Return the engine whose arguments count: a simulated server is as large as the one it stands for."""
-    told = layer.get("engine")
-    return engine if engine in ENGINES else told.value if told and told.value in ENGINES else "vllm"
+    told = [name for name in ENGINES if getattr(wishes, f"{name}_args")]
+    own = layer.get("engine")
+    wanted = (engine, *told, own.value if own else "vllm")
+    return next((name for name in wanted if name in ENGINES), "vllm")
 
 
 def _container(flags: dict[str, Any], words: tuple[str, ...]) -> Setting | None:

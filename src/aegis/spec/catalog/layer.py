@@ -38,6 +38,7 @@ SIZES = {
     "--pipeline-parallel-size": "pipeline_parallel_size",
     "--data-parallel-size": "data_parallel_size",
 }
+OWN_ENDPOINTS = Setting("{run_dir}/endpoints.txt", "default")  # one folder, many models: they must not clash
 EXECUTOR = "--distributed-executor-backend"
 SURROUNDINGS = ("venv", "image", "conda_env")  # each says where the engine is
 
@@ -72,6 +73,7 @@ def base_on(platform: Platform, launch: Launch) -> Base:
     settings: Layer = {
         "served_model_name": Setting(launch.name, launch.layer["model_family"].origin),
         "engine": launch.layer.get("engine", Setting("vllm", "default")),
+        "endpoints_file": OWN_ENDPOINTS,
     }
     settings |= {SAME[key]: setting for key, setting in launch.layer.items() if key in SAME}
     settings |= _from_variables(launch, settings)
@@ -150,12 +152,14 @@ def _shape(platform: Platform, launch: Launch) -> Layer:
 
     Those of the catalog that comes with Aegis are made for small shared nodes. Where a job has whole nodes and the platform
     knows them, the servers are placed by their parallel sizes alone; so are several instances, which no entry speaks of.
+    Simulated servers need no devices.
     """
     layer, several = launch.layer, launch.given("instances")
     known = bool(platform.node.devices) or platform.launcher == "local"
     whole = known and not platform.shared_nodes
     found: Layer = {}
-    if not (launch.suggested("gpus_per_node") and whole) and not (several and known):
+    simulated = launch.engine == "sim"
+    if not simulated and not (launch.suggested("gpus_per_node") and whole) and not (several and known):
         found["gpus_per_node"] = layer["gpus_per_node"]
     if not (launch.suggested("num_nodes") and whole) and not several:
         found["nodes"] = layer["num_nodes"]
