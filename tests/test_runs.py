@@ -153,7 +153,7 @@ def test_jobs_are_found_by_handle_and_bare_id(tmp_path: Path, environ: dict[str,
     first, second = run_of(tmp_path, "local://abc"), run_of(tmp_path, "local://def")
     assert find_run("local://abc", environ).path == first.path
     assert find_run("def", environ).path == second.path
-    assert [run.path for run in known_runs(environ)] == [first.path, second.path]
+    assert [run.path for run in known_runs(environ).values()] == [first.path, second.path]
 
 
 def test_an_id_of_two_jobs_is_ambiguous(tmp_path: Path, environ: dict[str, str]) -> None:
@@ -176,25 +176,25 @@ def test_an_unknown_job(tmp_path: Path, environ: dict[str, str], handle: str) ->
 def test_links_to_what_was_deleted_are_dropped(tmp_path: Path, environ: dict[str, str]) -> None:
     gone, kept = run_of(tmp_path, "local://gone"), run_of(tmp_path, "local://kept")
     gone.remove()
-    assert [run.path for run in known_runs(environ)] == [kept.path]
+    assert [run.path for run in known_runs(environ).values()] == [kept.path]
     assert len(names(index_folder(environ))) == 1
 
 
 def test_links_to_a_file_system_that_is_away_stay(tmp_path: Path, environ: dict[str, str]) -> None:
     run_of(tmp_path, "local://away")
     (tmp_path / "logs").rename(tmp_path / "unmounted")
-    assert list(known_runs(environ)) == []
+    assert known_runs(environ) == {}
     (tmp_path / "unmounted").rename(tmp_path / "logs")
-    assert len(list(known_runs(environ))) == 1
+    assert len(known_runs(environ)) == 1
 
 
 def test_foreign_files_in_the_index_are_ignored(tmp_path: Path, environ: dict[str, str]) -> None:
     kept = run_of(tmp_path, "local://kept")
     (index_folder(environ) / "README").touch()
-    assert [run.path for run in known_runs(environ)] == [kept.path]
+    assert [run.path for run in known_runs(environ).values()] == [kept.path]
 
 
 def test_no_index_is_no_job(environ: dict[str, str]) -> None:
-    assert list(known_runs(environ)) == []
+    assert known_runs(environ) == {}
     with pytest.raises(NotFoundError):
         find_run("x", environ)

@@ -25,7 +25,7 @@ from aegis.files import write_atomically
 from aegis.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
 
 JobState = Literal["PENDING", "LAUNCHING", "READY", "FAILED", "SHUTDOWN", "UNKNOWN"]
 ENDED: tuple[JobState, ...] = ("FAILED", "SHUTDOWN")
@@ -217,22 +217,20 @@ def register(handle: str, run: RunDir, environ: Mapping[str, str]) -> None:
     link.symlink_to(run.path)
 
 
-def known_runs(environ: Mapping[str, str]) -> Iterator[RunDir]:
-    """Yield the run directories of this user's jobs, oldest first; links to what was deleted are dropped."""
-    for link in sorted(_links(environ).values(), key=_made):
-        if run := _target(link):
-            yield run
+def known_runs(environ: Mapping[str, str]) -> dict[str, RunDir]:
+    """Return the run directory of each of this user's jobs, oldest first; links to what was deleted are dropped."""
+    links = _links(environ)
+    return _targets({handle: links[handle] for handle in sorted(links, key=lambda each: _made(links[each]))})
 
 
-def find_runs(text: str, environ: Mapping[str, str]) -> list[RunDir]:
+def find_runs(text: str, environ: Mapping[str, str]) -> dict[str, RunDir]:
     """Return the run of a job, or one for each component of it; nothing where no job is meant.
 
     Raises:
         NotFoundError: more than one job may be meant.
     """
     links = _links(environ)
-    runs = [_target(links[handle]) for handle in select(text, links)]
-    return [run for run in runs if run]
+    return _targets({handle: links[handle] for handle in select(text, links)})
 
 
 def index_handles(environ: Mapping[str, str]) -> list[str]:
@@ -250,8 +248,8 @@ def find_run(text: str, environ: Mapping[str, str]) -> RunDir:
     if not runs:
         raise unknown_job(text, _links(environ))
     if len(runs) > 1:
-        raise several(text, [run.read_manifest().job for run in runs])
-    return runs[0]
+        raise several(text, runs)
+    return next(iter(runs.values()))
 
 
 def select(text: str, handles: Collection[str]) -> list[str]:
@@ -295,7 +293,9 @@ def component_of(handle: str) -> int:
 
 def unknown_job(text: str, handles: Collection[str]) -> NotFoundError:
     """Return the error for a text that means no job."""
-    known = [*handles, *(handle.partition("://")[2] for handle in handles)]
+    scheme, given, _ = text.rpartition("://")
+    near = [handle for handle in handles if not given or handle.startswith(f"{scheme}://")]
+    known = [*near, *(handle.partition("://")[2] for handle in near)]
     hint = did_you_mean(text, known) or "`aegis status` lists the jobs"
     return NotFoundError(f"there is no job `{text}`", hint=hint)
 
@@ -328,6 +328,10 @@ def _made(link: str) -> float:
         return os.lstat(link).st_mtime
     except OSError:  # somebody dropped it meanwhile
         return 0.0
+
+
+def _targets(links: Mapping[str, str]) -> dict[str, RunDir]:
+    return {handle: run for handle, link in links.items() if (run := _target(link))}
 
 
 def _target(link: str) -> RunDir | None:

@@ -109,7 +109,8 @@ def test_every_model_has_its_own_endpoints_file(
 def test_the_summary_names_every_component(aegis: Run, tmp_path: Path) -> None:
     outcome = aegis("batch-launch", LLAMA, QWEN, "--batch-config", batch_file(tmp_path), "--force")
     assert outcome.code == 0, outcome.err
-    rows = [line.split() for line in outcome.out.splitlines()]
+    assert outcome.out == "slurm://1029\n"
+    rows = [line.split() for line in outcome.err.splitlines()]
     assert ["Job", "slurm://1029"] in rows
     assert ["Job", "slurm://1029+1"] in rows
     assert ["Partition", "gpu"] in rows

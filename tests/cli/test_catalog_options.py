@@ -128,6 +128,18 @@ def test_the_json_of_a_launch_has_vec_infs_keys(aegis: Run) -> None:
     assert set(theirs) - without <= set(ours)
 
 
+def test_the_handle_is_data_and_what_it_got_is_told(aegis: Run) -> None:
+    line = [LLAMA, "--config", MODELS, "--hf-model", "o/m", "-A", "research", "--force"]
+    for name in ("submit", "launch"):
+        outcome = aegis(name, *line, "--platform", "killarney", "--vllm-args", "--max-model-len=8192,--x")
+        assert outcome.out == "slurm://1057\n"
+        rows = [line.split() for line in outcome.err.splitlines()]
+        for row in (["Job", "slurm://1057"], ["Account", "research"], ["Weights", "o/m"]):
+            assert row in rows
+        assert ["--max-model-len", "8192"] in rows
+        assert ["--x"] in rows
+
+
 def test_warnings_go_to_stderr(aegis: Run) -> None:
     outcome = aegis("submit", "me/My-Own-1B", "--force", "--json")
     assert json.loads(outcome.out)["model_name"] == "My-Own-1B"

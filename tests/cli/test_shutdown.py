@@ -92,6 +92,13 @@ def test_unknown(aegis: Callable[..., Outcome], site: Site, name: str) -> None:
     assert not (site.folder / "ran").exists()
 
 
+def test_an_empty_name_is_no_job_and_not_the_default(
+    aegis: Callable[..., Outcome], site: Site, servers: Servers
+) -> None:
+    assert [aegis("shutdown", "").code, aegis("shutdown", "--job-id", "").code] == [4, 4]
+    assert servers.posts == []
+
+
 def test_wrong_usage(aegis: Callable[..., Outcome], site: Site) -> None:
     assert aegis("shutdown", "1", "--job-id", "2").code == 2
     assert aegis("shutdown", "1", "--timeout", "-1").code == 2

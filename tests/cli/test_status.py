@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from aegis.registry.model import Service
 from aegis.schedulers.base import JobStatus
 from tests.fleet.jobs_site import RUNNING, Servers, Site, command_line
 
@@ -131,6 +132,30 @@ def test_jobs_of_a_scheduler_that_is_not_here(aegis: Callable[..., Outcome], sit
     assert site.pbs.asked == []
 
 
+def test_members_without_an_api_have_no_port(aegis: Callable[..., Outcome], site: Site) -> None:
+    servers = Servers(**{"m-0": "healthy", "m-0.rank1": "healthy"})
+    servers.service = lambda name: Service(  # type: ignore[method-assign]
+        service_id=name,
+        host="node1",
+        port=0 if "rank" in name else 8000,
+        service_type="vllm",
+        status="healthy",
+        last_seen=time.time(),
+        metadata={"rank": 1} if "rank" in name else {},
+    )
+    site.job("slurm://1", RUNNING, state="READY", ready=1.0, registry_url=servers.url)
+    said = aegis("status", "1").out
+    servers.close()
+    rows = [line.split() for line in said.splitlines() if line.startswith("m-0")]
+    assert [row[2] for row in rows] == ["node1:8000", "node1"]
+
+
+def test_foreign_words_cannot_drive_the_terminal(aegis: Callable[..., Outcome], site: Site) -> None:
+    site.job("slurm://1", accounted=True, state="FAILED", ended=9.0, reason="bad\x1b[2J\nsecond line")
+    said = aegis("status", "1").out
+    assert "reason     bad\\x1b[2J\n           second line\n" in said
+
+
 def test_any_job_of_one_s_own(aegis: Callable[..., Outcome], site: Site) -> None:
     site.slurm.answers["slurm://77"] = JobStatus(
         state="LAUNCHING", name="gpt2-vec-inf", nodes="node3", log="/home/me/slurm-77.out"
@@ -139,7 +164,9 @@ def test_any_job_of_one_s_own(aegis: Callable[..., Outcome], site: Site) -> None
     assert all(words in said.out for words in ("gpt2\n", "LAUNCHING", "node3", "/home/me/slurm-77.out"))
 
 
-@pytest.mark.parametrize("name", ["1; touch X", "$(touch X)", "`touch X`", "1\ntouch X", "9", "slurm://9"])
+@pytest.mark.parametrize(
+    "name", ["1; touch X", "$(touch X)", "`touch X`", "1\ntouch X", "9", "slurm://9", ""]
+)
 def test_an_unknown_job(aegis: Callable[..., Outcome], site: Site, name: str) -> None:
     said = aegis("status", name)
     assert (said.code, said.out) == (4, "")

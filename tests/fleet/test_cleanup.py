@@ -192,3 +192,25 @@ def test_a_folder_that_cannot_be_read_is_passed_over(site: Site, monkeypatch: py
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     assert plan(site.jobs(), site.logs, Filters(), everything=True).deleted == ()
+
+
+def test_what_the_scheduler_wrote_of_a_job_goes_with_it(site: Site) -> None:
+    site.job("slurm://40+0", GONE, models=["m-1B"])
+    site.job("slurm://140", GONE, models=["m-1B"])
+    site.job("pbs://40.server", GONE, models=["n-1B"])
+    site.job("local://40abcd", models=["m-1B"], state="SHUTDOWN")
+    logs = [site.logs / "m" / ".slurm" / name for name in ("m-1B.40.log", "m-1B.140.log")]
+    logs.append(site.logs / "n" / ".pbs" / "40.server.OU")
+    for log in logs:
+        log.parent.mkdir(exist_ok=True)
+        log.touch()
+
+    def left_after(job_id: str) -> list[str]:
+        jobs = site.jobs()
+        delete(jobs, plan(jobs, site.logs, Filters(job_id=job_id)).deleted)
+        return [log.name for log in logs if log.exists()]
+
+    assert left_after("40abcd") == ["m-1B.40.log", "m-1B.140.log", "40.server.OU"]
+    assert left_after("slurm://40") == ["m-1B.140.log", "40.server.OU"]
+    assert left_after("pbs://40") == ["m-1B.140.log"]
+    assert not (site.logs / "n").exists()

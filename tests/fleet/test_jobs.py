@@ -167,12 +167,26 @@ def test_a_silent_scheduler_is_no_proof_that_a_job_does_not_exist(with_commands:
         site.jobs().find("slurm://123")
 
 
-def test_all_jobs_come_oldest_first_without_what_is_damaged(site: Site) -> None:
+def test_all_jobs_come_oldest_first(site: Site) -> None:
     site.job("slurm://2", created=20.0)
     site.job("slurm://1", created=10.0)
-    site.job("slurm://3")
-    site.run("slurm://3").manifest.write_text("{")
     assert [each.job for each in site.jobs().all()] == ["slurm://1", "slurm://2"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff\xfe", b"[]", b'{"job": 1}'])
+def test_a_job_with_a_damaged_manifest_is_still_a_job(site: Site, content: bytes) -> None:
+    site.job("slurm://3+1", RUNNING, models=["org/m-7B"])
+    site.run("slurm://3+1").manifest.write_bytes(content)
+    jobs = site.jobs()
+    (found,) = jobs.all()
+    assert (found.job, found.models, jobs.find("3").job) == ("slurm://3+1", ["m-7B"], "slurm://3+1")
+    (view,) = jobs.views([found])
+    assert (view.model_status, view.reason) == (
+        "LAUNCHING",
+        "there is no manifest of aegis: what it serves is not known",
+    )
+    site.run("slurm://3+1").manifest.unlink()
+    assert jobs.all() == []
 
 
 def test_states_of_many_cost_one_question(site: Site) -> None:

@@ -20,12 +20,6 @@ from .test_shape import NAMES, values
 if TYPE_CHECKING:
     from .conftest import Desk
 
-BIN_LIST = (
-    "aurora, which has debug 1-2 nodes up to 01:00:00; debug-scaling 2-256 nodes up to 01:00:00; prod 256-1024 nodes "
-    "up to 12:00:00; prod 1025-1999 nodes up to 18:00:00; prod 2000-10624 nodes up to 24:00:00; capacity 1-16 nodes "
-    "up to 168:00:00"
-)
-
 # name -> deployment, nodes, what is told
 GOLDEN = {
     "everything wrong on aurora": (
@@ -47,9 +41,9 @@ models:
     extra_vllm_args: [--max-model-len, "200000"]
 """,
         20,
-        f"""\
+        """\
 !--account: aurora takes no job without `account` (give --account, or `account:` in the deployment file)
-~/d.yaml:2: 20 nodes for 06:00:00 cannot be had: 17 to 255 nodes for more than 01:00:00 do not exist on {BIN_LIST} (ask for at most 01:00:00 (debug-scaling), at most 16 nodes (capacity) or at least 256 nodes (prod))
+~/d.yaml:2: 20 nodes for 06:00:00 cannot be had: 17 to 255 nodes for more than 01:00:00 do not exist on aurora (ask for at most 01:00:00 (debug-scaling), at most 16 nodes (capacity) or at least 256 nodes (prod))
 ~/d.yaml:5: `port_start` 80 is below 1024, where only root may serve (use 8000)
 !~/d.yaml:3: the folder of the endpoints file is not there: ~/gone (make it, or choose another with --endpoints-file)
 ~/d.yaml:4: the virtual environment is not there: ~/gone-venv (make it, or --force if only the nodes have it)

@@ -102,6 +102,11 @@ def main() -> NoReturn:
     except BrokenPipeError:  # `aegis status | head`: the reader has left
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # of the machine: a full disk behind stdout, a folder that may not be read
+        if os.environ.get("AEGIS_TRACEBACK"):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        fail(AegisError(f"{where}{error.strerror or error}"))
     except Exception as error:
         if os.environ.get("AEGIS_TRACEBACK"):
             raise
@@ -119,9 +124,9 @@ def entry() -> NoReturn:
         main()
     except SystemExit as stop:
         code = stop.code
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (BrokenPipeError, ValueError):
-        code = code or 1
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # none where it was closed by whoever started us
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = code or 1
     os._exit(code if isinstance(code, int) else int(bool(code)))

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aegis.cli.options import key_options
-from aegis.cli.render import print_json, table
 from aegis.cli.submitting import (
-    Submitted,
     print_submitted,
     resolve_wish,
     submission_options,
@@ -18,7 +16,7 @@ from aegis.cli.submitting import (
     transport_to,
 )
 from aegis.fleet.batch import batch_name, resolve_batch
-from aegis.fleet.facts import batch_json, handles_of, model_json
+from aegis.fleet.facts import batch_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,17 +71,17 @@ def command(
         resolved = resolve_all(model_names, batch_config, options, transport)
         name = batch_name(resolved)
         done = submit_job(
-            resolved, transport, dry_run=dry_run, force=force, wait_timeout=wait_timeout, name=name
+            resolved,
+            transport,
+            dry_run=dry_run,
+            force=force,
+            wait_timeout=wait_timeout,
+            name=name,
+            tell=not as_json,
         )
-        if done is None:
-            return
-        if as_json:
+        if done:
             facts = batch_json(name, resolved, done.components, done.handle)
-            print_json({**facts, "endpoints": list(done.endpoints)})
-            return
-        click.echo(summary(name, resolved, done), err=done.waited)
-        if done.waited:
-            print_submitted(done, as_json=False)
+            print_submitted(done, facts if as_json else None)
 
 
 def resolve_all(
@@ -100,33 +98,3 @@ def resolve_all(
         return resolve_wish(name, config, options, transport=transport)
 
     return resolve_batch(names, resolve_one)
-
-
-def summary(name: str, resolved: Sequence[Resolved], done: Submitted) -> str:
-    """Return what was submitted, as a table."""
-    rows: list[tuple[str, object]] = [("Job", done.handle), ("Job name", name)]
-    for each, component, handle in zip(
-        resolved, done.components, handles_of(done.handle, len(done.components)), strict=True
-    ):
-        facts, asked = model_json(each, component, handle), component.resources
-        rows += [
-            ("Model", facts["model_name"]),
-            *(
-                (f"  {key}", value)
-                for key, value in (
-                    ("Job", handle),
-                    ("Partition", asked.queue),
-                    ("QoS", asked.qos),
-                    ("Time limit", asked.walltime),
-                    ("Nodes", asked.nodes),
-                    ("GPUs/node", asked.devices),
-                    ("CPUs/node", asked.cpus),
-                    ("Memory/node", asked.memory),
-                    ("Engine", facts["engine"]),
-                    ("Endpoints", facts["endpoints_file"]),
-                    ("Logs", facts["out_file"].rpartition("/")[0]),
-                )
-                if value is not None
-            ),
-        ]
-    return table(("KEY", "VALUE"), rows)

@@ -91,11 +91,12 @@ def _ask(paths: Sequence[Path]) -> None:
         ConfigError: there is nobody to ask.
         click.Abort: the answer is no.
     """
-    if not sys.stdin.isatty():
+    what = f"{len(paths)} director{'y' if len(paths) == 1 else 'ies'}"
+    if not (sys.stdin and sys.stdin.isatty()):
         raise ConfigError(
-            f"{len(paths)} directories would be deleted, and there is no terminal to ask on",
+            f"there is no terminal to ask on whether to delete {what}",
             hint="look at them with --dry-run, then give --yes",
         )
     for path in paths:
         say(f"  - {path}")
-    click.confirm(f"Delete {len(paths)} directories?", abort=True, err=True)
+    click.confirm(f"Delete {what}?", abort=True, err=True)

@@ -15,6 +15,7 @@ from aegis.cli.submitting import (
     resolve_wish,
     submission_options,
     submit_job,
+    submitted_json,
     transport_to,
 )
 
@@ -58,9 +59,16 @@ def command(
         if not _is_submission(model_name, resolved, remote, dry_run=dry_run):
             _launch(resolved)
             return
-        done = submit_job([resolved], transport, dry_run=dry_run, force=force, wait_timeout=wait_timeout)
+        done = submit_job(
+            [resolved],
+            transport,
+            dry_run=dry_run,
+            force=force,
+            wait_timeout=wait_timeout,
+            tell=not as_json,
+        )
         if done:
-            print_submitted(done, as_json=as_json, catalog=True)
+            print_submitted(done, submitted_json(done, resolved) if as_json else None)
 
 
 def _is_submission(model_name: str | None, resolved: Resolved, remote: str | None, *, dry_run: bool) -> bool:

@@ -48,13 +48,13 @@ def command(
 
     from aegis.fleet.stop import Wish, keeper, stop  # noqa: PLC0415 - start-up time
 
-    if handle and job_id and handle != job_id:
+    if None not in (handle, job_id) and handle != job_id:
         raise click.UsageError("HANDLE and --job-id name two jobs")
-    named = handle or job_id
+    named = job_id if handle is None else handle  # an empty name means no job, not the default
     wish = Wish(wait=not no_wait, drain=drain, timeout=timeout)
     with open_jobs(remote) as jobs:
-        meant = jobs.find_all(named) if named else []
-        if endpoints_file or not named:
+        meant = [] if named is None else jobs.find_all(named)
+        if endpoints_file or named is None:
             kept = keeper(jobs, endpoints_file or ENDPOINTS)
             if kept.job not in {each.job for each in meant}:
                 stop(jobs, [kept], say, replace(wish, cancel=False))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aegis.cli.jobs import open_jobs, remote_option, say
-from aegis.cli.render import age, shortened, table
+from aegis.cli.render import age, printable, shortened, table
 
 if TYPE_CHECKING:
     from aegis.fleet.jobs import Jobs
@@ -33,11 +33,11 @@ def command(handle: str | None, show_all: bool, as_json: bool, remote: str | Non
     that of a component (1234+1). Any job of yours is shown, whoever submitted it.
     """
     with open_jobs(remote) as jobs:
-        manifests = jobs.find_all(handle) if handle else _mine(jobs, show_all=show_all)
+        manifests = _mine(jobs, show_all=show_all) if handle is None else jobs.find_all(handle)
         found = jobs.views(manifests) if manifests else []
     if as_json:
-        _print_json(found, single=bool(handle) and len(found) == 1)
-    elif handle and len(found) == 1:
+        _print_json(found, single=handle is not None and len(found) == 1)
+    elif handle is not None and len(found) == 1:
         click.echo(_details(found[0]))
     elif found:
         click.echo(_overview(found))
@@ -101,14 +101,17 @@ def _details(each: JobView) -> str:
         ("age", age(each.age)),
         ("time left", age(each.time_left) if each.time_left is not None else None),
     ]
-    text = "\n".join(f"{name:<10} {value}" for name, value in facts if value)
+    indent = "\n" + " " * 11
+    text = "\n".join(
+        f"{name:<10} {indent.join(map(printable, str(value).splitlines()))}" for name, value in facts if value
+    )
     if not each.services:
         return text
     rows = [
         (
             service.service_id,
             service.metadata.get("model", "-"),
-            f"{service.host}:{service.port}",
+            f"{service.host}:{service.port}" if service.port else service.host,
             service.status,
             service.metadata.get("node", "-"),
             age(each_since) if (each_since := _since(service.metadata.get("since"))) is not None else "-",

@@ -13,6 +13,7 @@ from aegis.cli.submitting import (
     resolve_wish,
     submission_options,
     submit_job,
+    submitted_json,
     transport_to,
 )
 
@@ -46,6 +47,13 @@ def command(
         resolved = resolve_wish(
             model_name, config, options, transport=transport, no_environment=no_environment
         )
-        done = submit_job([resolved], transport, dry_run=dry_run, force=force, wait_timeout=wait_timeout)
+        done = submit_job(
+            [resolved],
+            transport,
+            dry_run=dry_run,
+            force=force,
+            wait_timeout=wait_timeout,
+            tell=not as_json,
+        )
         if done:
-            print_submitted(done, as_json=as_json, catalog=model_name is not None)
+            print_submitted(done, submitted_json(done, resolved) if as_json else None)

@@ -81,7 +81,6 @@ class Submitted(Struct, frozen=True):
     problem: AegisError | None = None  # some servers were given up
     waited: bool = False
     components: tuple[Component, ...] = ()  # of the job
-    details: dict[str, Any] = {}  # of the launch, for JSON
 
 
 def resolve_wish(
@@ -136,8 +135,18 @@ def submit_job(
     force: bool,
     wait_timeout: float | None,
     name: str | None = None,
+    tell: bool = False,
 ) -> Submitted | None:
     """Submit a job, and wait for it where that is asked for.
+
+    Args:
+        resolved: what it is to serve.
+        transport: where it is submitted.
+        dry_run: print the script instead.
+        force: submit what will probably fail.
+        wait_timeout: seconds to wait at most.
+        name: of the job.
+        tell: say what models of the catalog have got.
 
     Returns:
         Nothing after a dry run, which has printed the script.
@@ -145,8 +154,7 @@ def submit_job(
     Raises:
         AegisError: it cannot work, is refused, or ended before its servers were ready.
     """
-    from aegis.fleet.facts import launch_json  # noqa: PLC0415 - start-up time
-    from aegis.fleet.jobs import Jobs  # noqa: PLC0415 - as above
+    from aegis.fleet.jobs import Jobs  # noqa: PLC0415 - start-up time
     from aegis.fleet.submit import prepare, submit  # noqa: PLC0415 - as above
 
     wait = resolved[0].deployment.wait
@@ -160,10 +168,11 @@ def submit_job(
     submission = submit(prepared, jobs)
     for warning in submission.warnings:
         warn(warning)
-    components = prepared.request.components
-    catalog = len(resolved) == 1 and resolved[0].entry is not None
-    details = launch_json(resolved[0], components[0], submission.handle) if catalog else {}
-    done = Submitted(submission.handle, prepared.request.models, components=components, details=details)
+    done = Submitted(submission.handle, prepared.request.models, components=prepared.request.components)
+    if tell and resolved[0].entry:
+        from aegis.cli.summary import summary  # noqa: PLC0415 - start-up time
+
+        say(summary(prepared.request.name, resolved, done.components, done.handle))
     if not wait:
         return done
     say(f"submitted {submission.handle}")
@@ -200,28 +209,25 @@ def _copy_endpoints(transport: Transport, view: JobView, *, alone: bool) -> None
         say(f"endpoints copied to {here}")
 
 
-def print_submitted(done: Submitted, *, as_json: bool, catalog: bool = False) -> None:
-    """Print the handle, or after --wait the endpoints; or everything as JSON.
+def print_submitted(done: Submitted, facts: Mapping[str, Any] | None) -> None:
+    """Print the handle, or after --wait the endpoints; or everything that is known as JSON.
 
     Raises:
         PartialSuccess: some servers were given up; what is there was printed.
     """
-    if as_json:
-        print_json(submitted_json(done, catalog=catalog))
+    if facts is not None:
+        print_json({**facts, "endpoints": list(done.endpoints)})
     else:
         click.echo("\n".join(done.endpoints) if done.waited else done.handle)
     if done.problem:
         raise done.problem
 
 
-def submitted_json(done: Submitted, *, catalog: bool) -> dict[str, Any]:
+def submitted_json(done: Submitted, resolved: Resolved) -> dict[str, Any]:
     """Return the JSON of a submission; `slurm_job_id` is the bare id that scripts written for vec-inf look for."""
+    from aegis.fleet.facts import launch_json  # noqa: PLC0415 - start-up time
+
     scheme, _, job = done.handle.partition("://")
-    known = {"slurm_job_id": job} if scheme == "slurm" or catalog else {}
-    return {
-        "job_id": done.handle,
-        **known,
-        "model_name": ", ".join(done.models),
-        "endpoints": list(done.endpoints),
-        **done.details,
-    }
+    known = {"slurm_job_id": job} if scheme == "slurm" else {}
+    more = launch_json(resolved, done.components[0], done.handle) if resolved.entry else {}
+    return {"job_id": done.handle, **known, "model_name": ", ".join(done.models), "endpoints": [], **more}

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from aegis.errors import ConfigError, NotFoundError
-from aegis.runs import ENDED, Manifest, forget, is_meant, slug
+from aegis.runs import ENDED, Manifest, component_of, forget, is_meant, slug
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LOG_DIR = "~/.aegis-logs"
 LOG_DIR_VARIABLE = "AEGIS_LOG_DIR"
 DAY = 86400.0
+SCHEDULER_LOGS = {"slurm": (".slurm", "*.{}.log"), "pbs": (".pbs", "{}.*")}  # by the number of a job
 
 
 class Filters(Struct, frozen=True, kw_only=True):
@@ -103,16 +104,32 @@ def delete(jobs: Jobs, paths: Sequence[Path]) -> Cleaned:
     """Delete run directories, and take them out of the index."""
     deleted, kept = [], []
     for path in paths:
+        run = _read(path)
         try:
             shutil.rmtree(path)
         except OSError as error:
             kept.append((path, f"it cannot be deleted: {error.strerror}: {error.filename}"))
             continue
         deleted.append(path)
+        if run and run.manifest:
+            _delete_scheduler_log(run)
         with contextlib.suppress(OSError):  # other runs of the family are there
             path.parent.rmdir()
     forget(deleted, jobs.environ)
     return Cleaned(tuple(deleted), tuple(kept))
+
+
+def _delete_scheduler_log(run: Run) -> None:
+    """Delete what the scheduler itself wrote of a job, and its folder if no other job's is there."""
+    scheme, _, job_id = run.job.partition("://")
+    number = re.match(r"\d+", job_id)
+    if scheme not in SCHEDULER_LOGS or not number or component_of(run.job):
+        return
+    name, pattern = SCHEDULER_LOGS[scheme]
+    with contextlib.suppress(OSError):
+        for file in (run.path.parent / name).glob(pattern.format(number[0])):
+            file.unlink()
+        (run.path.parent / name).rmdir()
 
 
 def runs_below(root: Path) -> Iterator[Run]:

@@ -192,18 +192,10 @@ class Jobs:
         if not self.is_here:
             known = {manifest.job: manifest for manifest in self.all()}
             return [known[handle] for handle in select(text, known)]
-        found = []
-        for run in find_runs(text, self.environ):
-            with contextlib.suppress(NotFoundError):
-                found.append(run.read_manifest())
-        return found
+        return _manifests(find_runs(text, self.environ))
 
     def _all_here(self) -> list[Manifest]:
-        found = []
-        for run in known_runs(self.environ):
-            with contextlib.suppress(NotFoundError):
-                found.append(run.read_manifest())
-        return found
+        return _manifests(known_runs(self.environ))
 
     def _all_there(self) -> list[Manifest]:
         found = []
@@ -277,6 +269,20 @@ def is_final(manifest: Manifest) -> bool:
 def run_of(manifest: Manifest) -> RunDir:
     """Return the run directory of a job."""
     return RunDir.at(Path(manifest.run_dir))
+
+
+def _manifests(runs: Mapping[str, RunDir]) -> list[Manifest]:
+    """Return the manifests of runs; where one cannot be read, what the index knows of the job stands for it."""
+    found = []
+    for handle, run in runs.items():
+        try:
+            found.append(run.read_manifest())
+        except NotFoundError:
+            with contextlib.suppress(OSError):  # else it has none, and nothing is known
+                made = run.manifest.stat().st_mtime
+                models = [run.stem.partition(f".{handle.partition('://')[2]}")[0]]
+                found.append(Manifest(job=handle, name=run.stem, models=models, run_dir="", created=made))
+    return found
 
 
 def _of_stranger(handle: str, status: JobStatus) -> Manifest:

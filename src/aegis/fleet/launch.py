@@ -164,7 +164,6 @@ class Launch:
         manifest.deployment = msgspec.to_builtins(self.deployment)
         try:
             run.write_manifest(manifest)
-            register(handle, run, self.environ)
         except OSError as error:
             if not given:
                 run.remove()
@@ -172,6 +171,10 @@ class Launch:
                 f"the run directory cannot be written: {run.path}: {error.strerror}",
                 hint="choose another directory with --log-dir",
             ) from None
+        try:
+            register(handle, run, self.environ)
+        except OSError as error:  # it serves all the same
+            self.say(f"warning: `aegis status` will not list this job: {error.filename}: {error.strerror}")
         return run, manifest
 
     def _write_secrets(self) -> None:

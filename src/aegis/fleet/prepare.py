@@ -76,7 +76,7 @@ def refuse_shared_endpoints(file: Path, environ: Mapping[str, str]) -> None:
             hint="make it, or choose another with --endpoints-file",
         )
     path = os.path.realpath(file)
-    for run in known_runs(environ):
+    for run in known_runs(environ).values():
         try:
             other = run.read_manifest()
         except NotFoundError:

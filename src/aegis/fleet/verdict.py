@@ -120,7 +120,7 @@ def _running(known: Evidence, status: JobStatus) -> Verdict:
             return Verdict("LAUNCHING", "started again by the scheduler")
         return Verdict(manifest.state, manifest.reason)  # the scheduler will notice
     if known.healthy is None:  # nobody was asked, or there is nobody yet
-        stranger = "" if manifest.run_dir else "no job of aegis: what it serves is not known"
+        stranger = "" if manifest.run_dir else "there is no manifest of aegis: what it serves is not known"
         return Verdict("READY" if manifest.state == "READY" else "LAUNCHING", status.reason or stranger)
     if known.healthy:
         return Verdict("READY", known.trouble)

@@ -83,8 +83,7 @@ def _nowhere(resolved: Resolved, nodes: int, wanted: int) -> Problem:
     else:
         size = f"{below + 1} to {above - 1} nodes" if above - below > 2 else quantity(nodes, "node")  # noqa: PLR2004 - a range
     time = "" if longest is None else f" {'for' if longer else 'of'} more than {format_walltime(longest)}"
-    said = f"{_asked(nodes, wanted)} cannot be had: {size}{time} do not exist on {resolved.platform.name}, which has "
-    said += "; ".join(f"{_label(queue)} {_bin(queue)}" for queue in queues)
+    said = f"{_asked(nodes, wanted)} cannot be had: {size}{time} do not exist on {resolved.platform.name}"
     keys = ("walltime",) if longest is not None else ("nodes", "models[0].instances", "models[0].model")
     return Problem(place_of(resolved, *keys), said, _instead(queues, nodes, wanted))
 

@@ -109,7 +109,7 @@ class Local:
         """Return the state of each job: what its manifest says, unless its process is gone."""
         wanted = set(handles)
         found = {}
-        for run in known_runs(self.environ):
+        for run in known_runs(self.environ).values():
             try:
                 manifest = run.read_manifest()
             except NotFoundError:
