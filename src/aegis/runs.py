@@ -285,6 +285,12 @@ def job_of(handle: str) -> str:
     return handle.partition("+")[0]
 
 
+def file_id(handle: str) -> str:
+    """Return the id of a job as it stands in file names: `123.server+1` of `pbs://123.server.site+1`."""
+    job, plus, component = handle.partition("://")[2].partition("+")
+    return f"{'.'.join(job.split('.')[:2])}{plus}{component}"
+
+
 def component_of(handle: str) -> int:
     """Return which component of its job a handle names; 0 where it names none."""
     number = handle.partition("+")[2]

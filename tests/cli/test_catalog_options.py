@@ -140,6 +140,18 @@ def test_the_handle_is_data_and_what_it_got_is_told(aegis: Run) -> None:
         assert ["--x"] in rows
 
 
+def test_a_dry_run_of_a_launch_starts_nothing(aegis: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")  # and neither does one inside of an allocation
+    for line in ("Qwen3-8B --scheduler local --engine sim", "Qwen3-8B --force"):
+        outcome = aegis("launch", *line.split(), "--dry-run")
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.startswith("#!/bin/bash")
+    for flag in ("--dry-run", "--remote=user@nowhere.invalid"):
+        outcome = aegis("launch", "--model", "m", flag)
+        assert outcome.code == 2
+        assert "are flags of `aegis submit`" in outcome.err
+
+
 def test_warnings_go_to_stderr(aegis: Run) -> None:
     outcome = aegis("submit", "me/My-Own-1B", "--force", "--json")
     assert json.loads(outcome.out)["model_name"] == "My-Own-1B"
@@ -150,6 +162,7 @@ def test_an_unknown_model_is_not_found(aegis: Run) -> None:
     outcome = aegis("submit", "Qwen3-8b", "--dry-run")
     assert (outcome.code, outcome.out) == (4, "")
     assert "did you mean `Qwen3-8B`?" in outcome.err
+    assert "did you mean `Meta-Llama-3.1-8B`?" in aegis("submit", "llama-3.1-8b", "--dry-run").err
 
 
 def test_a_deployment_file_is_no_file_of_models(aegis: Run, tmp_path: Path) -> None:

@@ -241,5 +241,19 @@ def test_watching_prints_a_json_line_per_look_until_the_job_ends(
     assert (outcome.code, last["metrics"]) == (1, "Server not ready")
 
 
+def test_ctrl_c_is_how_watching_ends(
+    aegis: Callable[..., Outcome], fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = iter([None])
+
+    def sleep(seconds: float) -> None:
+        if next(pauses, "interrupted"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", sleep)
+    outcome = aegis("metrics", HANDLE, "--json", "--watch", "0.1")
+    assert (outcome.code, outcome.err, len(outcome.out.splitlines())) == (0, "", 1)
+
+
 def test_a_wrong_number_of_seconds_is_exit_2(aegis: Callable[..., Outcome]) -> None:
     assert aegis("metrics", "x", "--watch", "0").code == 2

@@ -77,6 +77,14 @@ def test_servers_first_and_then_another_job(
     assert site.slurm.cancelled == [TWO]
 
 
+def test_a_file_that_nobody_keeps_any_more_keeps_no_job_alive(
+    aegis: Callable[..., Outcome], site: Site, servers: Servers
+) -> None:
+    said = aegis("shutdown", "--endpoints-file", "old.txt", "--job-id", "1")
+    assert said.code == 0
+    assert said.err == f"no running job keeps {site.folder}/old.txt\n{ONE} is shut down\n"
+
+
 def test_a_job_that_aegis_does_not_know(aegis: Callable[..., Outcome], site: Site) -> None:
     site.slurm.answers["slurm://7"] = JobStatus(state="LAUNCHING", name="x-vec-inf")
     assert aegis("shutdown", "--job-id", "7").err == "slurm://7 is shut down\n"

@@ -132,6 +132,13 @@ def test_jobs_of_a_scheduler_that_is_not_here(aegis: Callable[..., Outcome], sit
     assert site.pbs.asked == []
 
 
+def test_a_row_of_pbs_is_short_and_its_name_is_taken(aegis: Callable[..., Outcome], site: Site) -> None:
+    site.job("pbs://12.server.site.org+1", RUNNING)
+    name = aegis("status").out.splitlines()[1].split()[0]
+    assert name == "pbs://12.server+1"
+    assert json.loads(aegis("status", name, "--json").out)["job_id"] == "pbs://12.server.site.org+1"
+
+
 def test_members_without_an_api_have_no_port(aegis: Callable[..., Outcome], site: Site) -> None:
     servers = Servers(**{"m-0": "healthy", "m-0.rank1": "healthy"})
     servers.service = lambda name: Service(  # type: ignore[method-assign]

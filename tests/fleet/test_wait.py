@@ -169,7 +169,7 @@ def test_the_timeout(site: Site) -> None:
     began = time.monotonic()
     error = Waiting(site, timeout=0.2).fail()
     assert isinstance(error, DeadlineError)
-    assert error.message == "job slurm://1 is not ready after 0.2 s"
+    assert error.message == "job slurm://1 is not ready after 0.2 s, and goes on"
     assert time.monotonic() - began < 5
 
 

@@ -125,3 +125,15 @@ def _environ(pid: int) -> list[str]:
             return [os.fsdecode(entry) for entry in file.read().split(b"\0")]
     except OSError:
         return []
+
+
+def test_a_launcher_that_refuses_is_quoted(lab: Lab, launcher: str) -> None:
+    program = lab.path / "bin" / launcher
+    program.write_text("#!/bin/bash\necho 'error: unable to create step: nodes are busy' >&2\nexit 1\n")
+    process = launch(lab, launcher)
+    assert process.wait(60) == 1
+    said = "no agent is left: error: unable to create step: nodes are busy (launcher.log)"
+    assert f"error: {said}\n" in lab.output(process).err
+    assert (
+        lab.job(f"{'slurm' if launcher == 'srun' else 'pbs'}://4711").status()["reason"].startswith(said[:60])
+    )

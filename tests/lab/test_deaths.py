@@ -55,10 +55,10 @@ def test_a_killed_launcher_leaves_no_orphan(lab: Lab) -> None:
     job.head.kill()
     wait_until(lab.is_empty, "every process is gone", 15)
     assert time.monotonic() - began < 10
-    # Its endpoints file stays behind, and is no obstacle to the next job; tidying up leaves that one's alone.
+    assert (job.run_dir / "secrets").exists()
+    # Its endpoints file is no obstacle to the next job, which tidies up; that one's own is left alone.
     after = lab.submit(instances=2)
     assert chat(after.endpoints[0], "rehearsal-1B")["choices"]
-    assert (job.run_dir / "secrets").exists()
     said = job.status()
     assert said["model_status"] == "FAILED"
     assert "killed" in said["failed_reason"]

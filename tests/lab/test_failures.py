@@ -134,3 +134,14 @@ def test_a_model_directory_that_is_not_there(lab: Lab) -> None:
         "launch", "--config", lab.deployment(model=str(lab.path / "none"), engine="vllm"), code=2
     )
     assert "is not there" in said.err
+
+
+def test_a_launch_serves_where_the_index_cannot_be_written(lab: Lab) -> None:
+    (lab.path / "file").touch()
+    lab.environ["AEGIS_STATE_DIR"] = str(lab.path / "file")
+    process = lab.start("launch", "--config", lab.deployment())
+    (endpoint,) = wait_until(lambda: lab.output(process).out).split()
+    assert chat(endpoint, "rehearsal-1B")["choices"]
+    assert "warning: `aegis status` will not list this job" in lab.output(process).err
+    process.terminate()
+    assert process.wait(30) == 0

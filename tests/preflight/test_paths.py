@@ -36,13 +36,13 @@ def test_a_working_directory_that_is_not_there(desk: Desk) -> None:
 
 
 def test_a_folder_of_the_endpoints_file_that_is_not_there(desk: Desk) -> None:
-    hint = "(make it, or choose another with --endpoints-file)"
+    hint = "choose another with --endpoints-file"
     assert told(desk, endpoints_file="gone/e.txt") == [
-        f"!--endpoints-file: the folder of the endpoints file is not there: ~/gone {hint}"
+        f"!--endpoints-file: the folder of the endpoints file is not there: ~/gone (make it, or {hint})"
     ]
     (desk.folder / "dir").mkdir()
     assert told(desk, endpoints_file="dir") == [
-        f"!--endpoints-file: the endpoints file is a directory: ~/dir {hint}"
+        f"!--endpoints-file: the endpoints file is a directory: ~/dir ({hint})"
     ]
     assert told(desk, endpoints_file="dir/e.txt") == []
     assert told(desk, endpoints_file="{run_dir}/e.txt") == []
@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_written(desk: Desk) -> None:
     assert told(desk, endpoints_file="locked/e.txt", log_dir="locked/logs/deep") == [
         (
             "!--endpoints-file: the folder of the endpoints file cannot be written: ~/locked "
-            "(make it, or choose another with --endpoints-file)"
+            "(choose another with --endpoints-file)"
         ),
         (
             "!--log-dir: ~/locked cannot be written, so there is no place for the logs in ~/locked/logs/deep "

@@ -350,3 +350,16 @@ def test_limits_and_types_of_the_site_hold(tmp_path: Path) -> None:
     assert catalog.entry("x1").model_type == "Robot"
     with pytest.raises(DeploymentError, match="`gpus_per_node` is 8; the site allows 4"):
         catalog.entry("x2")
+
+
+def test_what_the_site_s_limits_forbid_of_ours_is_one_line(tmp_path: Path) -> None:
+    catalog = environment(
+        tmp_path,
+        "limits: {max_gpus_per_node: 1}\n",
+        f"models: {{x2: {GOOD.replace('gpus_per_node: 1', 'gpus_per_node: 8')}}}",
+    )
+    own, ours = catalog.doubts()
+    assert "`gpus_per_node` is 8; the site allows 1" in own
+    assert re.fullmatch(
+        r"\d\d+ models that come with aegis need more than the site allows: .*environment.yaml:1", ours
+    )

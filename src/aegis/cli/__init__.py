@@ -77,7 +77,8 @@ def cli() -> None:
 def fail(error: AegisError) -> NoReturn:
     """Print an error for a person and end with its exit code."""
     lines = error.message.splitlines() or [type(error).__name__]
-    prefix = click.style("error:", fg="red", bold=True)
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    prefix = "error:" if plain else click.style("error:", fg="red", bold=True)
     click.echo(f"{prefix} {lines[0]}", err=True)
     for line in lines[1:]:
         click.echo(f"       {line}", err=True)

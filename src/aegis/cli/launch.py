@@ -52,11 +52,13 @@ def command(
     `aegis launch MODEL` outside of an allocation submits the catalog's MODEL as a job, as `aegis submit MODEL` does;
     --dry-run, --force, --remote, --wait-timeout and --json are for that.
     """
+    if model_name is None and (remote is not None or dry_run):
+        raise click.UsageError("--remote and --dry-run are flags of `aegis submit`, or of `launch MODEL`")
     with transport_to(remote) as transport:
         resolved = resolve_wish(
             model_name, config, options, transport=transport, no_environment=no_environment
         )
-        if not _is_submission(model_name, resolved, remote, dry_run=dry_run):
+        if not (remote or dry_run or (model_name and _is_submission(resolved))):
             _launch(resolved)
             return
         done = submit_job(
@@ -71,16 +73,8 @@ def command(
             print_submitted(done, submitted_json(done, resolved) if as_json else None)
 
 
-def _is_submission(model_name: str | None, resolved: Resolved, remote: str | None, *, dry_run: bool) -> bool:
-    """Tell whether a launch is meant as vec-inf means it: a job.
-
-    Raises:
-        click.UsageError: a flag of submissions without a model of the catalog.
-    """
-    if model_name is None:
-        if remote or dry_run:
-            raise click.UsageError("--remote and --dry-run are flags of `aegis submit`, or of `launch MODEL`")
-        return False
+def _is_submission(resolved: Resolved) -> bool:
+    """Tell whether a launch of a model is meant as vec-inf means it: a job."""
     inside = any(os.environ.get(name) for name in ALLOCATIONS)
     return not inside and resolved.platform.launcher != "local"
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
@@ -86,6 +87,7 @@ def command(
         try:
             if not once:
                 _follow(job, watch or WATCH_SECONDS, as_json=as_json, live=live)
+                return
             found = job.measure(watch or WINDOW_SECONDS)
             click.echo(_json(found, indent) if as_json else _text(found))
         except NotReady as problem:
@@ -95,21 +97,22 @@ def command(
             sys.exit(problem.exit_code)
 
 
-def _follow(job: JobMetrics, seconds: float, *, as_json: bool, live: bool) -> NoReturn:
-    """Print look after look; on a terminal each in the place of the one before."""
+def _follow(job: JobMetrics, seconds: float, *, as_json: bool, live: bool) -> None:
+    """Print look after look until Ctrl-C; on a terminal each in the place of the one before."""
     import time  # noqa: PLC0415 - start-up time
 
     height = 0
     found = job.measure(min(seconds, WATCH_SECONDS))
-    while True:
-        text = _json(found) if as_json else _text(found)
-        if live:
-            text = _fitting(text)
-            click.echo(f"\x1b[{height}A\x1b[J" if height else "", nl=False)
-            height = text.count("\n") + 1
-        click.echo(text)
-        time.sleep(seconds)
-        found = job.look()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            text = _json(found) if as_json else _text(found)
+            if live:
+                text = _fitting(text)
+                click.echo(f"\x1b[{height}A\x1b[J" if height else "", nl=False)
+                height = text.count("\n") + 1
+            click.echo(text)
+            time.sleep(seconds)
+            found = job.look()
 
 
 def _fitting(text: str) -> str:

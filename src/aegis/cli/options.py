@@ -28,6 +28,16 @@ SPREAD = tuple(
 ONE_ARGUMENT = re.compile(
     r"-[^\s=]*=(?:[\[{].*|(?:(?!\s-).)*)", re.DOTALL
 )  # JSON, or words without a second flag
+METAVARS = {  # by name, or by the last word of it; else that word
+    **dict.fromkeys(("size", "instances", "nodes", "restarts", "gpus_per_node", "cpus_per_node"), "N"),
+    **dict.fromkeys(("hf_home", "venv", "aegis_env", "source"), "DIR"),
+    **dict.fromkeys(("conda_env", "image"), "FILE"),
+    **dict.fromkeys(("port", "start"), "PORT"),
+    **dict.fromkeys(("nodelist", "exclude"), "NODES"),
+    "mem_per_node": "SIZE",
+    "timeout": "SECONDS",
+    "walltime": "HH:MM:SS",
+}
 SHORT = {  # what else a flag is called, by vec-inf above all
     "account": ("-A",),
     "cpus_per_node": ("--cpus-per-task",),
@@ -139,9 +149,7 @@ def _option(name: str, type_: Any) -> Callable[[Callable[..., Any]], Callable[..
 
 def _metavar(name: str) -> str:
     last = name.rpartition("_")[2]
-    return {"size": "N", "instances": "N", "port": "PORT", "start": "PORT", "timeout": "SECONDS"}.get(
-        last, last.upper()
-    )
+    return METAVARS.get(name) or METAVARS.get(last) or last.upper()
 
 
 def resolve_options(

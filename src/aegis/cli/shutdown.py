@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from aegis.cli.jobs import open_jobs, remote_option, say
+from aegis.errors import NotFoundError
 from aegis.spec.deployment import ENDPOINTS
+
+if TYPE_CHECKING:
+    from aegis.fleet.jobs import Jobs
+    from aegis.runs import Manifest
 
 
 @click.command()
@@ -46,7 +53,7 @@ def command(
     """
     from msgspec.structs import replace  # noqa: PLC0415 - start-up time
 
-    from aegis.fleet.stop import Wish, keeper, stop  # noqa: PLC0415 - start-up time
+    from aegis.fleet.stop import Wish, stop  # noqa: PLC0415 - start-up time
 
     if None not in (handle, job_id) and handle != job_id:
         raise click.UsageError("HANDLE and --job-id name two jobs")
@@ -55,8 +62,25 @@ def command(
     with open_jobs(remote) as jobs:
         meant = [] if named is None else jobs.find_all(named)
         if endpoints_file or named is None:
-            kept = keeper(jobs, endpoints_file or ENDPOINTS)
-            if kept.job not in {each.job for each in meant}:
+            kept = _keeper(jobs, endpoints_file or ENDPOINTS, optional=bool(meant))
+            if kept and kept.job not in {each.job for each in meant}:
                 stop(jobs, [kept], say, replace(wish, cancel=False))
         if meant:
             stop(jobs, meant, say, wish)
+
+
+def _keeper(jobs: Jobs, file: str, *, optional: bool) -> Manifest | None:
+    """Return the job that keeps a file; nothing where another one is named and this one has ended.
+
+    Raises:
+        NotFoundError: no running job keeps it.
+    """
+    from aegis.fleet.stop import keeper  # noqa: PLC0415 - start-up time
+
+    try:
+        return keeper(jobs, file)
+    except NotFoundError as error:
+        if not optional:
+            raise
+        say(error.message)
+        return None

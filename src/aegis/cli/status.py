@@ -70,9 +70,12 @@ def _mine(jobs: Jobs, *, show_all: bool) -> list[Manifest]:
 
 
 def _overview(found: list[JobView]) -> str:
+    """Return a row for each job; of PBS without the domain of its server, which nobody has to give."""
+    from aegis.runs import file_id  # noqa: PLC0415 - start-up time
+
     rows = [
         (
-            each.job_id,
+            f"{each.job_id.partition('://')[0]}://{file_id(each.job_id)}",
             each.model_name,
             each.model_status,
             f"{each.healthy}/{each.instances}" if each.instances and each.model_status not in ENDED else "-",

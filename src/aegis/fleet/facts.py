@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aegis.runs import endpoints_path
+from aegis.runs import endpoints_path, file_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +52,7 @@ def model_json(resolved: Resolved, component: Component, handle: str) -> dict[st
     model = deployment.models[0]
     if entry is None:
         raise TypeError("only a model of the catalog has vec-inf's keys")
-    stem = f"{component.stem}.{_file_id(handle)}"
+    stem = f"{component.stem}.{file_id(handle)}"
     folder = f"{component.folder}/{stem}"
     weights = model.model_source
     device = ":".join(filter(None, ("gpu", asked.device_type, str(asked.devices))))
@@ -89,9 +89,3 @@ def model_json(resolved: Resolved, component: Component, handle: str) -> dict[st
         "endpoints_file": endpoints_path(component.endpoints_file, handle, folder),
     }
     return {key: value for key, value in facts.items() if value is not None}
-
-
-def _file_id(handle: str) -> str:
-    """Return the id of a job as it stands in file names: `123.server+1` of `pbs://123.server.site+1`."""
-    job, plus, component = handle.partition("://")[2].partition("+")
-    return f"{'.'.join(job.split('.')[:2])}{plus}{component}"

@@ -298,8 +298,11 @@ class Launch:
     def _lost(self, counts: Counts) -> Stop:
         """Return the end of a fleet that has nothing left to serve."""
         failures = self.progress.failed
+        if not failures:
+            why = f"no agent is left{_last_line(self.run_dir.nodes)}"
+            return Stop(why, AegisError(why, hint=f"the whole output is in {self.run_dir.nodes}"))
         what = "every instance failed" if counts.wanted > 1 else "the instance failed"
-        why = f"{what}: {failures[0].reason}" if failures else f"{what}; see {self.run_dir.nodes}"
+        why = f"{what}: {failures[0].reason}"
         for line in failure_lines(failures):
             self.say(line)
         return Stop(why, AegisError(why, hint=f"the whole output is in {self.run_dir.instances}"))
@@ -372,6 +375,16 @@ def _patience(environ: Mapping[str, str]) -> dict[str, float]:
         return msgspec.json.decode(environ.get(POLICY_VARIABLE) or "{}", type=dict[str, float])
     except msgspec.DecodeError as error:
         raise ConfigError(f"{POLICY_VARIABLE} is no JSON object of seconds: {error}") from None
+
+
+def _last_line(nodes: Path) -> str:
+    """Return what the agents, or who starts them, wrote last, to follow a statement."""
+    for log in sorted(nodes.glob("*.log")):
+        with contextlib.suppress(OSError):
+            lines = log.read_text(errors="replace").strip().splitlines()
+            if lines and log.stem != "registry":
+                return f": {lines[-1]} ({log.name})"
+    return ""
 
 
 def _also_into(log: Path, say: Callable[[str], None]) -> Callable[[str], None]:

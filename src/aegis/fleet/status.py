@@ -122,7 +122,8 @@ def view(
     ended = verdict.state in ENDED
     endpoints = servers.endpoints if verdict.state == "READY" else ()
     base_url = f"http://{endpoints[0]}/v1" if endpoints else None
-    log = manifest.log or (status.log if manifest.state == "PENDING" else "")
+    began = verdict.state != "PENDING"  # else there is none yet
+    log = manifest.log or (status.log if manifest.state == "PENDING" and began else "")
     if manifest.run_dir and not log:
         log = str(run_of(manifest).err)
     return JobView(
@@ -138,7 +139,9 @@ def view(
         host=manifest.host,
         node_list=status.nodes or manifest.node_list,
         restarts=max(manifest.restarts, status.restarts),
-        age=max(0.0, (manifest.ended or (status.ended if ended else None) or now) - manifest.created),
+        age=max(
+            0.0, (manifest.ended or (status.ended if ended else None) or now) - (manifest.created or now)
+        ),
         time_left=None if ended else _time_left(manifest, status, now),
         answer_age=asked,
         exit_code=status.exit_code if status.exit_code is not None else manifest.exit_code,

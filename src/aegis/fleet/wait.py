@@ -134,7 +134,7 @@ def wait_for(
                 return outcome
         if deadline is not None and time.monotonic() >= deadline:
             what = "is not ready" if goal == "ready" else "has not ended"
-            raise DeadlineError(f"job {handle} {what} after {timeout:g} s", hint=_where(found))
+            raise DeadlineError(f"job {handle} {what} after {timeout:g} s, and goes on", hint=_where(found))
         left = tick if deadline is None else max(0.0, deadline - time.monotonic())
         time.sleep(min(tick, left))
 
@@ -193,4 +193,6 @@ def _end(found: list[JobView]) -> Outcome:
 
 
 def _where(found: list[JobView]) -> str:
-    return f"its log is {found[0].log}" if found[0].log else "`aegis status` says more"
+    view = found[0]
+    began = view.log and view.model_status != "PENDING"
+    return f"its log is {view.log}" if began else f"`aegis status {view.job_id}` says more"

@@ -92,15 +92,16 @@ def _endpoints(job: Job) -> Iterator[Finding]:
     folder = posixpath.dirname(path)
     if "{" in folder:  # of this job alone, and made for it
         return
+    hint = "choose another with --endpoints-file"
     if not job.files.is_dir(folder):
         said = f"the folder of the endpoints file is not there: {folder}"
+        hint = f"make it, or {hint}"
     elif not job.files.writable(folder):
         said = f"the folder of the endpoints file cannot be written: {folder}"
     elif job.files.is_dir(path):
         said = f"the endpoints file is a directory: {path}"
     else:
         return
-    hint = "make it, or choose another with --endpoints-file"
     yield Finding(Problem(place_of(job.resolved, "endpoints_file"), said, hint), certain=True)
 
 

@@ -136,7 +136,8 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     endpoints_file: Annotated[
         Text,
         Meta(
-            description="file that lists the healthy servers; {job} and {run_dir} stand for those of the job"
+            description="file that lists the healthy servers; {job} and {run_dir} stand for those of the job "
+            "(default of a model of the catalog: in its run directory)"
         ),
     ] = ENDPOINTS
     log_dir: Annotated[Text, Meta(description="root of the run directories")] = "~/.aegis-logs"

@@ -133,3 +133,23 @@ def test_a_dry_run_leaves_nothing_over_there(laptop: Lab, site: PbsLab, login: S
     assert sorted(site.home.rglob("*")) == before
     assert site.jobs() == {}
     assert login.logins == 1
+
+
+def test_models_of_the_catalog_have_endpoints_under_the_usual_names(
+    laptop: Lab, site: PbsLab, login: Sshd
+) -> None:
+    far = ["--remote", "alice@cluster", "--platform", str(site.profile("lab-pbs.yaml")), "--engine", "sim"]
+    one = laptop.aegis("launch", "Qwen3-8B", *far, "--wait")
+    assert (laptop.work / "aegis_endpoints.txt").read_text().split() == one.out.split()
+    (kept,) = site.home.rglob("endpoints.txt")
+    assert kept.parent.name.startswith("Qwen3-8B.1025")
+    both = laptop.aegis("batch-launch", "Qwen3-8B", "Qwen3-14B", *far, "--wait").out.split()
+    copies = [laptop.work / f"aegis_endpoints.{name}.txt" for name in ("Qwen3-8B", "Qwen3-14B")]
+    assert [copy.read_text().strip() for copy in copies] == both
+
+
+def test_a_file_that_a_job_over_there_keeps_is_refused(laptop: Lab, site: PbsLab, login: Sshd) -> None:
+    laptop.aegis(*submit(laptop, site))
+    said = laptop.aegis(*submit(laptop, site), code=2).err
+    assert f"error: {site.home}/endpoints.txt is the endpoints file of pbs://1025" in said
+    assert len(site.jobs()) == 1

@@ -389,7 +389,8 @@ def test_an_account_that_runs_no_commands(sshd: Sshd, said: list[str]) -> None:
 # ---------------------------------------------------------------------------------------------- the end
 
 HOLD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would have it ignored
 from aegis.schedulers.ssh import connect, master
 from aegis.schedulers.transport import Done
 with connect("alice@cluster", print) as far:

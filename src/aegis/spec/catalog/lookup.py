@@ -111,8 +111,16 @@ class Catalog:
     def doubts(self) -> list[str]:
         """Return what is wrong anywhere, for a person; every model has been looked at."""
         self.names()
-        found = [*self.problems, *(problem for problems in self.wrong.values() for problem in problems)]
-        return [*self.warnings, *map(str, dict.fromkeys(found))]
+        found = list(self.problems)
+        too_large: dict[str, str] = {}  # of those that come with Aegis, what forbids them
+        for name, problems in self.wrong.items():
+            if all(problem.where.startswith(f"{SHIPPED}:") for problem in problems):
+                too_large[name] = problems[0].hint or ""
+            else:
+                found += problems
+        limits = ", ".join(dict.fromkeys(too_large.values()))
+        many = f"{len(too_large)} models that come with aegis need more than the site allows: {limits}"
+        return [*self.warnings, *map(str, dict.fromkeys(found)), *([many] if too_large else [])]
 
 
 def load_catalog(environ: Mapping[str, str], config: Path | None = None, *, shared: Path = SHARED) -> Catalog:
