@@ -61,9 +61,22 @@ def test_what_the_scheduler_wrote_of_a_job_that_never_began(
 
 
 def test_a_job_without_any_log(aegis: Callable[..., Outcome], site: Site) -> None:
-    site.job(ONE, JobStatus(state="PENDING"))
+    site.job(ONE, JobStatus(state="PENDING", log=str(site.folder / "none")))
     said = aegis("logs", "1")
-    assert (said.code, said.out) == (0, "")
+    assert (said.code, said.out, said.err) == (0, "", f"{ONE} has written nothing\n")
+
+
+def test_who_follows_a_job_that_waits_hears_why(
+    aegis: Callable[..., Outcome], site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.job(ONE, JobStatus(state="PENDING", reason="waits for free nodes"))
+
+    def sleep(seconds: float) -> None:
+        site.slurm.answers[ONE] = JobStatus(state="SHUTDOWN", reason="cancelled")
+
+    monkeypatch.setattr("time.sleep", sleep)
+    said = aegis("logs", "-f", "1")
+    assert said.err == f"{ONE} PENDING: waits for free nodes\n{ONE} has written nothing\n"
 
 
 def test_a_job_of_others(aegis: Callable[..., Outcome], site: Site) -> None:

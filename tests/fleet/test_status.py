@@ -157,9 +157,20 @@ def test_hostile_paths_are_only_paths(site: Site) -> None:
 
 
 def test_the_scheduler_s_log_of_a_job_that_never_began(site: Site) -> None:
-    site.job(ONE, JobStatus(state="FAILED", reason="launch failed", log="/home/me/slurm-1.out"))
-    assert view(site).log == "/home/me/slurm-1.out"
-    assert view(site).log == "/home/me/slurm-1.out"
+    log = site.folder / "slurm-1.out"
+    log.write_text("slurmstepd: error: execve failed\n")
+    site.job(ONE, JobStatus(state="FAILED", reason="launch failed", log=str(log)))
+    assert view(site).log == str(log)
+    assert view(site).log == str(log)
+
+
+def test_a_job_that_only_waited_has_no_log_of_the_scheduler(site: Site) -> None:
+    waits = JobStatus(state="PENDING", log="/home/me/slurm-1.out")
+    site.job(ONE, waits)
+    assert view(site).log == str(site.run(ONE).err)
+    site.slurm.answers[ONE] = msgspec.structs.replace(waits, state="SHUTDOWN", reason="cancelled")
+    for _ in range(2):
+        assert (view(site).log, view(site).reason) == (str(site.run(ONE).err), "cancelled")
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,12 @@ def _print_log(
     if follow:
         _follow(jobs, manifest, log)
     if not log.position and not instance and (other := scheduler_log(jobs, manifest, log.path)):
-        say(f"the job has no log of its own; this is {other}")
-        rest = Log(jobs, other)
-        rest.print_end(lines) if lines is not None else rest.print_new()
+        log = Log(jobs, other)
+        log.print_end(lines) if lines is not None else log.print_new()
+        if log.position:
+            say(f"the job has no log of its own; this is {other}")
+    if not log.position:
+        say(f"{instance or manifest.job} has written nothing")
 
 
 def _follow(jobs: Jobs, manifest: Manifest, log: Log) -> None:
@@ -61,9 +64,13 @@ def _follow(jobs: Jobs, manifest: Manifest, log: Log) -> None:
 
     gaps, gap = Gaps(jobs.policy), jobs.policy.first
     tick = jobs.policy.tick if jobs.is_here else jobs.policy.far_tick
+    told = ""
     while True:
         manifest = jobs.reload(manifest)
         (view,) = views(jobs, [manifest], gap, ask_servers=False)
+        if view.model_status == "PENDING" and view.reason != told:
+            told = view.reason
+            say(f"{view.job_id} PENDING: {told}")
         gap = gaps.next(changed=log.print_new())
         if view.model_status in ENDED:
             log.print_new()

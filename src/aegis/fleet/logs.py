@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from aegis.errors import NotFoundError, SiteError
-from aegis.fleet.jobs import run_of
+from aegis.fleet.jobs import is_final, run_of
 from aegis.fleet.verdict import ended_with
 from aegis.schedulers.base import last_error
 from aegis.spec.suggest import did_you_mean
@@ -43,7 +43,7 @@ def log_path(jobs: Jobs, manifest: Manifest, instance: str | None) -> str:
 
 def scheduler_log(jobs: Jobs, manifest: Manifest, own: str) -> str:
     """Return the file that the scheduler itself wrote, where there is one besides the job's own."""
-    known = None if manifest.log else jobs.states([manifest.job], SCHEDULER_SECONDS).get(manifest.job)
+    known = None if is_final(manifest) else jobs.states([manifest.job], SCHEDULER_SECONDS).get(manifest.job)
     path = manifest.log or (known.log if known else "")
     return "" if path == own else path
 
@@ -62,7 +62,7 @@ def log_of(jobs: Jobs, manifest: Manifest, instance: str | None = None) -> str:
 
 
 def last_words(jobs: Jobs, manifest: Manifest, status: JobStatus) -> tuple[str, str]:
-    """Return what a job said last that could not note why it ended, and the log in which it stands."""
+    """Return why a job failed that could not note it, and its log, or else the scheduler's: the first that is not empty."""
     for path in filter(None, (log_path(jobs, manifest, None), status.log)):
         try:
             text = _read(jobs, path).strip()
@@ -72,8 +72,9 @@ def last_words(jobs: Jobs, manifest: Manifest, status: JobStatus) -> tuple[str, 
             last = (
                 text.splitlines()[-1] if manifest.state == "PENDING" else ""
             )  # it never came to speak itself
-            return last_error(text) or (last and f"{ended_with(status)}: {last}"), path
-    return "", status.log
+            said = last_error(text) or (last and f"{ended_with(status)}: {last}")
+            return (said if status.state == "FAILED" else ""), path
+    return "", ""
 
 
 def _read(jobs: Jobs, path: str) -> str:

@@ -90,7 +90,7 @@ def views(
     for manifest in manifests:
         status, answer = statuses.get(manifest.job), servers.get(manifest.job)
         words = ""
-        if status and _died(manifest, status):
+        if status and _left_no_word(manifest, status):
             words, log = last_words(jobs, manifest, status)
             status = msgspec.structs.replace(status, log=log)
         verdict = judge(
@@ -169,10 +169,10 @@ def _statuses(jobs: Jobs, manifests: Sequence[Manifest], max_age: float) -> dict
     return found | jobs.states(others, max_age) if others else found
 
 
-def _died(manifest: Manifest, status: JobStatus) -> bool:
-    """Tell whether a job has failed, and its head did not note why."""
+def _left_no_word(manifest: Manifest, status: JobStatus) -> bool:
+    """Tell whether a job has ended, and its head did not note it."""
     local = manifest.job.startswith(f"{LOCAL}://")
-    return status.state == "FAILED" and manifest.state not in ENDED and bool(manifest.run_dir) and not local
+    return status.state in ENDED and manifest.state not in ENDED and bool(manifest.run_dir) and not local
 
 
 def _may_serve(manifest: Manifest, status: JobStatus | None) -> bool:
