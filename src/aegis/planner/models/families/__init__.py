@@ -1,0 +1,1 @@
+"""What each family of models computes in a step."""
