@@ -1,0 +1,1 @@
+"""Efficiency curves from measured tables: sampling, fitting, and what they get wrong about a system they have not seen."""
