@@ -1,0 +1,1 @@
+"""The sweep over configurations, the Pareto frontier and the choice."""

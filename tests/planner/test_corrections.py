@@ -1,0 +1,244 @@
+"""Each correction of the estimator: what it changes, and that what is measured or simulated agrees with it better.
+
+Those of waiting are held against simulations in estimate/test_batching.py and estimate/test_queueing.py.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from aegis.planner.estimate.aggregated import HOST, rates
+from aegis.planner.estimator import AIC_012, CORRECTED, CORRECTIONS, GUIDE, Estimator
+from aegis.planner.models.limits import SplitError
+from aegis.planner.operations import NoData
+from aegis.planner.problem import Load, Parallel, Quantization, Replica, Targets, Tuning
+from aegis.planner.search.agg import sweep_agg
+from aegis.planner.search.disagg import sweep_disagg
+from tests.planner.estimate.built import built
+from tests.planner.estimate.fakes import worker
+
+if TYPE_CHECKING:
+    from aegis.planner.answer import Candidate
+    from aegis.planner.estimate.worker import Worker
+
+MEASURED = Path(__file__).parents[1] / "fixtures" / "aiconfigurator" / "measured-serving.json.gz"
+LOAD = Load(isl=1000, osl=201)
+
+
+def only(*names: str) -> Estimator:
+    return Estimator("one", "current", frozenset(names))
+
+
+def deepseek(estimator: Estimator) -> Worker:
+    return built(
+        "deepseek-ai/DeepSeek-V3",
+        Parallel(tp=8, moe_ep=8),
+        Quantization(gemm="fp8_block", moe="fp8_block", kv_cache="fp8", fmha="bfloat16"),
+        system="h200_sxm",
+        backend="sglang",
+        estimator=estimator,
+    )
+
+
+def test_every_correction_is_tested_here() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert {name for name in CORRECTIONS if not re.search(f'only\\("{name}', text)} == set()
+
+
+def test_only_the_corrected_estimator_has_corrections() -> None:
+    assert CORRECTED.corrections == set(CORRECTIONS)
+    assert not AIC_012.corrections | GUIDE.corrections
+
+
+@pytest.mark.parametrize(("chunk", "isl", "requests"), [(8192, 1024, 100), (3000, 3000, 23)])
+def test_a_fused_latent_block_costs_its_chunks_and_its_decodes(chunk: int, isl: int, requests: int) -> None:
+    load = Load(isl=isl, osl=512)
+    one = deepseek(only("mla-in-mixed-steps"))
+    mixed = one.breakdown("mixed", load, batch=requests, context_tokens=chunk)
+    read = one.breakdown("prefill", load, batch=chunk // isl)
+    decoded = one.breakdown("decode", load, batch=requests)
+    attention = [name for name in mixed if "attention" in name or "mla" in name or "bmm" in name]
+    assert attention
+    for name in attention:
+        assert mixed[name] == pytest.approx(read.get(name, 0) + decoded.get(name, 0))
+    flawed = float(deepseek(AIC_012).mixed(chunk, requests, load))
+    corrected = float(one.mixed(chunk, requests, load))
+    # one sequence of all tokens costs too much where prompts are short, and leaves out what decodes where not
+    assert (flawed > corrected) is (chunk > isl)
+    assert abs(flawed / corrected - 1) > 0.03
+
+
+def test_a_prefill_of_experts_samples_a_token_too() -> None:
+    formats = Quantization(gemm="fp8_block", moe="fp8_block", kv_cache="fp8", fmha="fp8")
+
+    def parts(estimator: Estimator) -> dict[str, float]:
+        one = built(
+            "Qwen/Qwen3-235B-A22B-FP8",
+            Parallel(tp=4, moe_ep=4),
+            formats,
+            system="h200_sxm",
+            backend="trtllm",
+            estimator=estimator,
+        )
+        return one.breakdown("prefill", LOAD, batch=1)
+
+    more = parts(only("logits-in-prefill")).items() - parts(AIC_012).items()
+    assert [name for name, _ in more] == ["context_logits_gemm"]
+    assert all(time > 0 for _, time in more)
+
+
+def test_norms_and_casts_around_attention_grow_with_the_tokens() -> None:
+    formats = Quantization(gemm="fp8_block", moe="fp8_block", kv_cache="fp8", fmha="fp8")
+
+    def attention(estimator: Estimator, isl: int) -> float:
+        one = built(
+            "Qwen/Qwen3-32B-FP8",
+            Parallel(tp=4),
+            formats,
+            system="h200_sxm",
+            backend="trtllm",
+            estimator=estimator,
+        )
+        return one.breakdown("prefill", Load(isl=isl, osl=2), batch=1)["context_attention"]
+
+    per_token = only("attention-extras-per-token")
+    short, long = (attention(per_token, isl) - attention(AIC_012, isl) for isl in (1024, 8192))
+    assert 0 < short < long
+    assert long / short == pytest.approx(8, rel=0.1)
+
+
+def replicas(estimator: Estimator) -> list[Candidate]:
+    workers = [worker(estimator=estimator)]
+    return sweep_disagg(
+        workers,
+        workers,
+        load=LOAD,
+        targets=Targets(),
+        replica=Replica(),
+        tuning=Tuning(),
+        estimator=estimator,
+        total_gpus=16,
+    )
+
+
+def test_the_cache_travels_before_the_answer_goes_on() -> None:
+    plain, moved = (sorted(each.ttft for each in replicas(it)) for it in (AIC_012, only("kv-transfer")))
+    travel = worker().kv_transfer(LOAD)
+    assert travel > 0
+    assert moved == pytest.approx([ttft + travel for ttft in plain], abs=2e-3)
+
+
+def test_requests_wait_for_a_prefill_worker_as_long_as_it_is_busy() -> None:
+    plain, waiting = replicas(AIC_012), replicas(only("prefill-queueing"))
+    prefill = float(worker().prefill(1, LOAD.isl)) * 1.1
+    assert [each.ttft for each in plain] == pytest.approx([1.8 * prefill] * len(plain), abs=2e-3)
+    assert all(each.ttft >= prefill - 2e-3 for each in waiting)
+    assert len({each.ttft for each in waiting}) > 1
+
+
+def test_users_of_a_replica_are_the_requests_that_its_rate_keeps_under_way() -> None:
+    plain, in_use = replicas(AIC_012), replicas(only("decode-slots-in-use"))
+    slots = {each.workers: each.concurrency for each in plain}
+    for each in in_use:
+        under_way = each.requests_per_s * each.request_latency / 1000
+        assert each.concurrency == pytest.approx(min(max(under_way, 1), slots[each.workers]), abs=0.51)
+    assert any(each.concurrency < slots[each.workers] for each in in_use)
+
+
+def test_a_request_decodes_in_every_step_of_a_round_but_those_of_its_own_prompt() -> None:
+    plain, whole = (
+        rates(worker(estimator=each), LOAD, 4, 1000) for each in (AIC_012, only("whole-round-tpot"))
+    )
+    assert (whole.ttft, whole.requests_per_s) == (plain.ttft, plain.requests_per_s)
+    of_round = 4 / whole.requests_per_s * 1000  # ms in which all four are read and answered
+    one = worker()
+    own = one.mixed(1000, 3, LOAD)
+    assert whole.tpot == pytest.approx((of_round - own) / (LOAD.osl - 1))
+    assert whole.tpot > plain.tpot
+
+
+def test_both_modes_count_all_tokens_of_an_answer() -> None:
+    estimator = only("count-output-alike")
+    alone = sweep_agg([worker(estimator=estimator)], LOAD, Targets(), Tuning(), estimator)
+    for each in (*alone, *replicas(estimator)):
+        assert each.tokens_per_s == pytest.approx(each.requests_per_s * LOAD.osl, rel=1e-3)
+
+
+def test_the_target_of_the_user_is_swept_too() -> None:
+    """Between two targets of the list lie points that only the user's own keeps: ten others are faster."""
+    load, targets = Load(isl=64, osl=2000), Targets(tpot=4.5)
+
+    def best(estimator: Estimator) -> float:
+        found = sweep_agg([worker(estimator=estimator)], load, targets, Tuning(), estimator)
+        return max(each.requests_per_s for each in found if each.tpot <= targets.tpot)
+
+    assert best(only("user-tpot-in-sweep")) > best(AIC_012)
+
+
+def test_what_a_user_reserves_counts_with_every_engine() -> None:
+    load = Load(isl=1000, osl=201, max_seq_len=8000)
+    for backend in ("vllm", "sglang"):
+        plain, reserved = (
+            worker(backend=backend, estimator=each).memory(load, role="agg", batch=4, context_tokens=1000)
+            for each in (AIC_012, only("max-seq-len-everywhere"))
+        )
+        assert float(reserved.kv_cache / plain.kv_cache) == pytest.approx(8000 / 1201)
+
+
+def test_the_host_takes_its_time_before_a_prompt_is_scheduled() -> None:
+    plain, hosted = (
+        rates(worker(estimator=each), LOAD, 8, 1000) for each in (AIC_012, only("host-time-in-ttft"))
+    )
+    assert hosted.ttft == pytest.approx(plain.ttft + HOST)
+    assert hosted.tpot == plain.tpot
+
+
+@cache
+def measured() -> list[dict[str, Any]]:
+    with gzip.open(MEASURED) as file:
+        found: list[dict[str, Any]] = json.load(file)
+    return found
+
+
+@cache
+def away_from_measured(estimator: Estimator) -> dict[str, list[tuple[float, float]]]:
+    """Relative errors of TTFT and TPOT, by engine."""
+    away: dict[str, list[tuple[float, float]]] = {"trtllm": [], "vllm": [], "sglang": []}
+    for row in measured():
+        sizes = {name: row[name] for name in ("tp", "pp", "dp", "moe_tp", "moe_ep")}
+        formats = Quantization(**{name: row[name] for name in ("gemm", "moe", "kv_cache", "fmha")})
+        try:
+            one = built(
+                row["model"],
+                Parallel(**sizes),
+                formats,
+                system=row["system"],
+                backend=row["backend"],
+                estimator=estimator,
+            )
+            found = rates(one, Load(isl=row["isl"], osl=row["osl"]), row["batch"], row["isl"])
+        except (NoData, SplitError):
+            continue
+        away[row["backend"]].append(
+            (abs(float(found.ttft[0]) / row["ttft"] - 1), abs(float(found.tpot[0]) / row["tpot"] - 1))
+        )
+    return away
+
+
+def test_the_time_to_the_first_token_comes_nearer_to_what_was_measured() -> None:
+    before, after = (
+        away_from_measured(each) for each in (AIC_012, only("closed-loop-ttft", "host-time-in-ttft"))
+    )
+    for engine, rows in before.items():
+        assert len(rows) > 30
+        assert median(ttft for ttft, _ in after[engine]) < median(ttft for ttft, _ in rows)
+        # and what concerns the other tokens stays
+        assert [tpot for _, tpot in after[engine]] == pytest.approx([tpot for _, tpot in rows])
