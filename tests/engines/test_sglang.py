@@ -57,6 +57,13 @@ def test_one_node() -> None:
     ]
 
 
+def test_attention_data_parallelism_counts_its_ranks_among_the_devices() -> None:
+    [command] = commands(model(2, 1, 2, "--enable-dp-attention"))
+    assert command[command.index("--tp-size") + 1] == "4"
+    assert command[command.index("--dp-size") + 1] == "2"
+    assert "--enable-dp-attention" in command
+
+
 def test_two_nodes() -> None:
     master = "n0:9000"  # the first internal port of rank 0: the engine takes the next ones too
     common = [*HEAD, *ADDRESS, "--tp-size", "4", "--pp-size", "2", "--nnodes", "2"]

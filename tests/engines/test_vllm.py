@@ -12,6 +12,7 @@ import pytest
 
 from aegis.engines import engine
 from aegis.engines.base import INTERNAL_PORT, MASTER_PORT_OFFSET, PORT, Start, merge_args
+from aegis.engines.vllm import NIXL_OFFSET
 from aegis.fleet.nodes import Host
 from aegis.fleet.order import Fleet, Weights, node_orders
 from aegis.placement import PORT_STRIDE, place
@@ -120,6 +121,20 @@ def test_environment() -> None:
         {**quiet, "VLLM_HOST_IP": "n0"},
         {**quiet, "VLLM_HOST_IP": "n1"},
     ]
+
+
+def test_servers_that_hand_on_their_cache_have_a_port_of_their_own_for_it() -> None:
+    entry = model(1, extra_vllm_args=("--kv-transfer-config", "{}"), instances=2)
+    instances = place([entry], GPUS.node, port_start=8000).instances
+    (start,) = starts(entry)
+    both = [
+        engine("vllm").environment(msgspec.structs.replace(start, instance=each, member=each.members[0]))
+        for each in instances
+    ]
+    ports = {each["VLLM_NIXL_SIDE_CHANNEL_PORT"] for each in both}
+    assert ports == {str(each.members[0].internal_port + NIXL_OFFSET) for each in instances}
+    assert {each["VLLM_NIXL_SIDE_CHANNEL_HOST"] for each in both} == {"n0"}
+    assert NIXL_OFFSET < MASTER_PORT_OFFSET
 
 
 def test_cores_are_bound_per_rank_where_there_is_no_accelerator() -> None:

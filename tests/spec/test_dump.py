@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from aegis.spec.deployment import Deployment, ModelEntry
 from aegis.spec.document import parse_document
-from aegis.spec.dump import deployment_schema, dump_deployment, dump_platform
+from aegis.spec.dump import deployment_schema, dump_choices, dump_deployment, dump_platform
 from aegis.spec.platforms import BUILT_IN, Site, is_built_in, load_platform
 from aegis.spec.resolve import resolve
 
@@ -106,6 +106,19 @@ def test_any_deployment_comes_back(deployment: Deployment, brief: bool, origin: 
     if origin is not None:
         origins = dict.fromkeys(("name", "account", "models[0].model", "models[0].env"), origin)
     assert read(dump_deployment(deployment, origins, brief=brief)) == deployment
+
+
+@settings(max_examples=40, deadline=None)
+@given(deployments)
+def test_the_choices_alone_come_back(deployment: Deployment) -> None:
+    assert read(dump_choices(deployment)) == deployment
+
+
+def test_choices_are_what_is_not_the_default() -> None:
+    entry = ModelEntry(model="m", instances=2, tensor_parallel_size=1)
+    assert dump_choices(Deployment(models=(entry,), queue="no")) == (
+        'queue: "no"\nmodels:\n- model: m\n  instances: 2\n'
+    )
 
 
 @settings(max_examples=40, deadline=None)

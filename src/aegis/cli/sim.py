@@ -23,12 +23,14 @@ IGNORED_VALUES: Final = (
     *("--kv-cache-dtype", "--block-size", "--swap-space", "--load-format", "--revision", "--chat-template"),
     *("--tool-call-parser", "--reasoning-parser", "--generation-config", "--hf-overrides", "--task"),
     *("--limit-mm-per-prompt", "--uvicorn-log-level", "--device", "--stream-interval", "--cpu-offload-gb"),
+    *("--speculative-config", "--compilation-config", "--kv-transfer-config", "--all2all-backend"),
 )
 IGNORED_SWITCHES: Final = (
     *("--enforce-eager", "--trust-remote-code", "--enable-chunked-prefill", "--no-enable-chunked-prefill"),
     *("--enable-expert-parallel", "--enable-auto-tool-choice", "--disable-log-stats", "--async-scheduling"),
     *("--enable-log-requests", "--no-enable-log-requests", "--disable-uvicorn-access-log", "--headless"),
     *("--enable-sleep-mode", "--disable-custom-all-reduce", "--enable-lora"),
+    *("--enable-prefix-caching", "--no-enable-prefix-caching"),
 )
 SEVERAL: Final = frozenset({"--served-model-name", "--api-key"})  # vLLM takes `--served-model-name A B`
 SHORT: Final = {"-n": "--nnodes", "-r": "--node-rank"}
@@ -119,7 +121,14 @@ def ignored_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--prefix-cache", type=click.Choice(["on", "off"]), default="off", show_default=True)
 @click.option("--ttft-ms", type=SECONDS, default=0.0, help="Milliseconds to the first token.")
 @click.option("--itl-ms", type=SECONDS, default=0.0, help="Milliseconds between tokens (mean).")
-@click.option("--jitter", type=SHARE, default=0.0, help="Relative spread of both.")
+@click.option("--jitter", type=SHARE, default=0.0, help="Relative spread of the times.")
+@click.option(
+    "--step-times",
+    "step_times_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Batch and time as a plan says: its step_times.json.",
+)
+@click.option("--time-scale", type=SECONDS, default=1.0, show_default=True, help="Factor of all these times.")
 @click.option("--seed", type=int, default=0, help="Of jitter and faults.")
 @click.option("--startup-seconds", type=SECONDS, default=0.0, help="Nothing listens before.")
 @click.option("--grace", type=SECONDS, default=2.0, show_default=True, help="Seconds after SIGTERM.")
@@ -146,6 +155,7 @@ def command(
     prefix_cache: str,
     ttft_ms: float,
     itl_ms: float,
+    step_times_file: Path | None,
     node_rank: int,
     nnodes: int,
     **options: Any,
@@ -159,10 +169,13 @@ def command(
         raise click.UsageError(f"MODEL must come before the flags, not {model!r}.")
     if node_rank >= nnodes:
         raise click.UsageError(f"--node-rank {node_rank} is not below --nnodes {nnodes}.")
+    if step_times_file and (ttft_ms or itl_ms):
+        raise click.UsageError("--step-times says how long steps take: leave out --ttft-ms and --itl-ms.")
     if ignored:
         click.echo(f"warning: ignored arguments: {' '.join(map(ascii, ignored))}", err=True)
     from aegis.engines.simulator import Settings  # noqa: PLC0415 - --help needs none of it
     from aegis.engines.simulator.process import run  # noqa: PLC0415 - asyncio
+    from aegis.spec.step_times import read_step_times  # noqa: PLC0415 - as above
 
     faults = fault_plan(options)
     settings = Settings(
@@ -171,6 +184,7 @@ def command(
         prefix_cache=prefix_cache == "on",
         ttft=ttft_ms / 1000,
         itl=itl_ms / 1000,
+        step_times=read_step_times(step_times_file) if step_times_file else None,
         node_rank=node_rank,
         nnodes=nnodes,
         faults=faults,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from aegis.engines.base import Cause
     from aegis.spec.deployment import ModelEntry
 
+DP_ATTENTION = "--enable-dp-attention"
+
 
 class Sglang:
     """Servers of `sglang.launch_server`."""
@@ -74,7 +76,9 @@ class Sglang:
         """Return `python3 -m sglang.launch_server ...`."""
         entry = start.entry
         args = ["--model-path", start.weights, *option("--served-model-name", entry.name)]
-        args += ["--host", start.bind, "--port", PORT, "--tp-size", str(entry.tensor_parallel_size)]
+        # attention data parallelism counts its ranks among those of tensor parallelism
+        shared = entry.data_parallel_size if DP_ATTENTION in entry.extra_sglang_args else 1
+        args += ["--host", start.bind, "--port", PORT, "--tp-size", str(entry.tensor_parallel_size * shared)]
         if entry.pipeline_parallel_size > 1:
             args += ["--pp-size", str(entry.pipeline_parallel_size)]
         if entry.data_parallel_size > 1:

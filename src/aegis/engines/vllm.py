@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 from aegis.spec.machine import CPU_KIND
 
+KV_TRANSFER = "--kv-transfer-config"  # the servers of a group hand KV caches to each other
+NIXL_OFFSET = 44  # within an instance's internal ports
+
 
 class Vllm:
     """Servers of `vllm serve`."""
@@ -87,6 +90,12 @@ class Vllm:
         }
         if start.members > 1:
             environment["VLLM_HOST_IP"] = start.address
+        if KV_TRANSFER in {arg.partition("=")[0] for arg in start.entry.extra_vllm_args}:
+            environment["VLLM_NIXL_SIDE_CHANNEL_HOST"] = start.address
+            port = start.member.internal_port + NIXL_OFFSET
+            environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(
+                port
+            )  # one for each data-parallel rank from here
         if uses_ray(start):
             environment["RAY_AUTH_MODE"] = "token"  # else whoever reaches its ports can run code as this user
         if start.platform.node.device_kind == CPU_KIND:

@@ -52,7 +52,17 @@ def dump_deployment(
 
 def dump_platform(platform: Platform) -> str:
     """Return a site profile as YAML that loads as the same profile, under its own name."""
-    values = _beyond_defaults(msgspec.structs.replace(platform, extends=None))
+    return _dump(_beyond_defaults(msgspec.structs.replace(platform, extends=None)))
+
+
+def dump_choices(deployment: Deployment) -> str:
+    """Return the deployment as YAML, without what is left at its default."""
+    values = _beyond_defaults(deployment)
+    models = values.pop("models")
+    return _dump({**values, "models": models})
+
+
+def _dump(values: Mapping[str, Any]) -> str:
     return "".join(f"{line}\n" for key, value in values.items() for line in _entry(key, value, None, key))
 
 

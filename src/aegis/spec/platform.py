@@ -72,6 +72,7 @@ class Platform(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     directives: tuple[str, ...] = ()  # further scheduler directives of every job
     gpus: Literal["gres", "gpus-per-node", "ngpus", "none"] = "none"  # how the scheduler is asked for devices
     gpu_type: str | None = None  # as the scheduler spells it: l40s
+    systems: tuple[str, ...] = ()  # the planner's names of its devices, the most common first: a100_40
     shared_nodes: bool = False  # jobs share nodes: only what is used is asked for
     cpus_per_device: Positive | None = None  # what to ask for on shared nodes
     memory_per_device_gib: Positive | None = None  # as above

@@ -1,15 +1,20 @@
 """A simulated engine server: vLLM's HTTP interface, timing and metrics, with words that mean nothing.
 
-What to simulate is said here; `engine` is the pure core (step times, queue, prefix cache), `text` the words and
-vectors, `protocol` the bodies, `generate` a request on its way, `metrics` the counters, `faults` what goes wrong
+What to simulate is said here; `engine` is the pure core (step times, queue, prefix cache), `steps` the one of a server
+that batches as a plan says, `pace` when tokens are there by either, `text` the words and vectors, `protocol` the bodies, `generate` a request on its way, `metrics` the counters, `faults` what goes wrong
 and when, `ranks` the meeting of several nodes, `server` the routes, `process` the life from start-up to SIGTERM.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from msgspec import Struct
 
 from aegis import __version__
+
+if TYPE_CHECKING:
+    from aegis.spec.step_times import StepTimes
 
 FINGERPRINT = f"aegis-sim-{__version__}"
 CRASH_EXIT = 17  # exit code of an injected crash
@@ -44,6 +49,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     ttft: float = 0.0  # seconds
     itl: float = 0.0  # seconds, mean
     jitter: float = 0.0  # relative
+    step_times: StepTimes | None = None  # of a plan, instead of ttft and itl
+    time_scale: float = 1.0  # of all these times: 2 is twice as slow
     seed: int = 0
     startup_seconds: float = 0.0
     grace: float = 2.0  # seconds that open requests get after SIGTERM

@@ -6,12 +6,14 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
+from aegis.engines.simulator.pace import Work
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from aegis.engines.simulator.engine import Batch, StepTime
-    from aegis.engines.simulator.faults import Faults
+    from aegis.engines.simulator.engine import Batch
     from aegis.engines.simulator.metrics import Stats
+    from aegis.engines.simulator.pace import Pace
     from aegis.engines.simulator.protocol import Job
 
 BREATH = 256  # tokens due at once after which others get their turn
@@ -20,12 +22,12 @@ BREATH = 256  # tokens due at once after which others get their turn
 class Generation:
     """A place in the batch, held from `with` to its end; without `finish` it counts as aborted."""
 
-    def __init__(self, job: Job, batch: Batch, stats: Stats, faults: Faults, step_time: StepTime) -> None:
+    def __init__(self, job: Job, batch: Batch, stats: Stats, pace: Pace) -> None:
         self._job = job
         self._batch = batch
         self._stats = stats
-        self._faults = faults
-        self._step_time = step_time
+        self._pace = pace
+        self.cached = 0  # tokens of the prompts that the prefix cache holds
         self._arrived = monotonic()
         self._finished = False
         self._lengths = [len(output.tokens) for output in job.outputs]
@@ -55,27 +57,15 @@ class Generation:
             stats.request_generation.observe(len(output.tokens))
 
     async def tokens(self, slice_seconds: float) -> AsyncIterator[int]:
-        """Yield how many further tokens (of every choice) are there, when they are.
-
-        The first token comes by itself; later ones together where they fall due within `slice_seconds`.
-        """
+        """Yield how many further tokens (of every choice) are there, when they are, as `Pace.tokens` says."""
         if not self._ticket.running:
             await self._turn()
-        started = last = due = monotonic()
-        self._stats.queue.observe(started - self._arrived)
-        prompt = self._job.prompt_tokens
-        due += self._step_time(prompt, self._batch.running).ttft
+        last = monotonic()
+        self._stats.queue.observe(last - self._arrived)
         made = 0
-        while made < self.longest:
-            ready, horizon, wake = 0, monotonic() + (slice_seconds if made else 0.0), due
-            while made + ready < self.longest and (due <= horizon or not ready):
-                ready, wake = ready + 1, due
-                due += self._step_time(prompt, self._batch.running).itl
-            if (delay := wake - monotonic()) > 0:
-                await asyncio.sleep(delay)
-            if self._faults.hanging:
-                await self._faults.until_tokens_flow()
-                due = max(due, monotonic())
+        rows = len(self._lengths) or len(self._job.prompts)
+        work = Work(self._job.prompt_tokens, self.cached, self.longest, max(1, rows))
+        async for ready in self._pace.tokens(work, slice_seconds):
             last = self._count(made, ready, last)
             made += ready
             yield ready

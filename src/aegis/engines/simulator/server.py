@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from functools import cached_property
-from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -16,10 +15,11 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from aegis.engines.simulator import FINGERPRINT
-from aegis.engines.simulator.engine import Batch, PrefixCache, constant, jittered
+from aegis.engines.simulator.engine import Batch, PrefixCache
 from aegis.engines.simulator.faults import FaultChange, Faults, crash
 from aegis.engines.simulator.generate import Generation
 from aegis.engines.simulator.metrics import Exposition, Stats
+from aegis.engines.simulator.pace import pace_of
 from aegis.engines.simulator.protocol import (
     ApiError,
     ChatRequest,
@@ -72,12 +72,10 @@ class Simulator:
 
     def __init__(self, settings: Settings, step_time: StepTime | None = None) -> None:
         self.settings = settings
-        self.step_time = step_time or constant(settings.ttft, settings.itl)
-        if settings.jitter:
-            rng = Random(settings.seed)  # noqa: S311 - a rehearsal must be repeatable
-            self.step_time = jittered(self.step_time, settings.jitter, rng)
-        self.batch = Batch(settings.max_num_seqs, settings.kv_cache_tokens)
+        groups = settings.step_times.groups if settings.step_times else 1
+        self.batch = Batch(settings.max_num_seqs * groups, settings.kv_cache_tokens)
         self.faults = Faults(settings.faults, settings.seed)
+        self.pace = pace_of(settings, self.batch, self.faults, step_time)
         self.stats = Stats(settings)
         self.open_requests = 0
         self._prefixes = PrefixCache(settings.kv_cache_tokens) if settings.prefix_cache else None
@@ -226,11 +224,11 @@ class Simulator:
         if not self.batch.can_ever_fit(job.kv_tokens):
             kv = self.batch.kv_cache_tokens
             raise ApiError(400, f"The request needs {job.kv_tokens} tokens of KV cache; there are {kv}.")
-        with Generation(job, self.batch, self.stats, self.faults, self.step_time) as generation:
+        with Generation(job, self.batch, self.stats, self.pace) as generation:
             if job.prompts and self._prefixes:
-                for prompt in job.prompts:
-                    self.stats.prefix_queries += len(prompt)
-                    self.stats.prefix_hits += self._prefixes.hits(prompt)
+                self.stats.prefix_queries += job.prompt_tokens
+                generation.cached = sum([self._prefixes.hits(prompt) for prompt in job.prompts])
+                self.stats.prefix_hits += generation.cached
             if job.stream:
                 return await self._stream(request, job, generation)
             async for _ in generation.tokens(PLAIN_SLICE):
