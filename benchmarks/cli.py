@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROUNDS = 21
 BASE = "python -c pass"
+PEERS = ("vec-inf==0.9.0",)
 PEER = "vec-inf --help"
 LIMIT_PEER = 1 / 3  # of the peer's wall time
 LIMIT_BASE = 5.0  # times an empty Python
@@ -32,7 +33,7 @@ def commands() -> dict[str, list[str]]:
         "aegis status": [aegis, "status"],
     }
     if peers := os.environ.get("AEGIS_BENCH_PEERS"):
-        measured[PEER] = [str(Path(peers) / "bin" / "vec-inf"), "--help"]
+        measured[PEER] = [str(Path(peers) / PEERS[0] / "bin" / "vec-inf"), "--help"]
     return measured
 
 

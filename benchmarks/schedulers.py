@@ -21,7 +21,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 LAB = ROOT / "tests" / "lab" / "slurm" / "slurm-lab"
 AEGIS = str(Path(sys.executable).parent / "aegis")
-PEER = Path(os.environ.get("AEGIS_BENCH_PEERS", "/nowhere")) / "bin" / "vec-inf"
+PEERS = ("vec-inf==0.9.0",)
+PEER = Path(os.environ.get("AEGIS_BENCH_PEERS", "/nowhere")) / PEERS[0] / "bin" / "vec-inf"
 
 ROUNDS = 11
 FEW, MANY = 20, 500

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         StatusResponse,
     )
     from aegis.errors import AegisError
+    from aegis.planner.plan import plan
     from aegis.spec.deployment import Deployment, ModelEntry
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ __all__ = [
     "SlurmJobError",
     "StatusResponse",
     "__version__",
+    "plan",
 ]
 
 _PLACES = {
@@ -61,6 +63,7 @@ _PLACES = {
     "Client": "aegis.client.client",
     "Deployment": "aegis.spec.deployment",
     "ModelEntry": "aegis.spec.deployment",
+    "plan": "aegis.planner.plan",
 }
 
 

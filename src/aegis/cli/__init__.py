@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import click
 
 from aegis import __version__
 from aegis.errors import AegisError, InterruptedByUser
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 COMMANDS = {
     "batch-launch": ("aegis.cli.batch_launch", "Launch several models of the catalog as one job."),
@@ -20,6 +23,7 @@ COMMANDS = {
     "list": ("aegis.cli.list", "List the models of the catalog, or show one."),
     "logs": ("aegis.cli.logs", "Print or follow the logs of a job."),
     "metrics": ("aegis.cli.metrics", "Show what the servers of a job do at present."),
+    "plan": ("aegis.cli.plan", "Answer which GPUs, split how, serve a load within its targets."),
     "platform": ("aegis.cli.platform", "List or show site profiles."),
     "registry": ("aegis.cli.registry", "Ask a registry for its services, or run one."),
     "shutdown": ("aegis.cli.shutdown", "Stop the servers of a job."),
@@ -34,17 +38,19 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """A group that imports a command's module only when that command is used."""
 
+    table: ClassVar[Mapping[str, tuple[str, str]]] = COMMANDS  # name -> (module, help)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, sorted."""
         del ctx
-        return sorted(COMMANDS)
+        return sorted(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module, whose attribute `command` it is."""
         del ctx
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self.table:
             return None
-        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        command: click.Command = importlib.import_module(self.table[cmd_name][0]).command
         return command
 
     def resolve_command(
@@ -56,14 +62,14 @@ class LazyGroup(click.Group):
         except click.UsageError as error:
             from aegis.spec.suggest import did_you_mean  # noqa: PLC0415 - only for a mistyped name
 
-            hint = did_you_mean(args[0], COMMANDS)
+            hint = did_you_mean(args[0], self.table)
             ctx.fail(f"{error.message.rstrip('.')}{f' ({hint})' if hint else ''}.")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         del ctx
         with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
+            formatter.write_dl([(name, self.table[name][1]) for name in sorted(self.table)])
 
 
 @click.group(

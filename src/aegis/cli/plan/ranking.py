@@ -1,0 +1,68 @@
+"""How systems are shown that answer one question: a line each, the best first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aegis.cli.render import print_json, shortened, table
+from aegis.errors import AegisError
+from aegis.planner.report.words import configuration
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aegis.planner.everywhere import Ranked
+
+HEAD = ("SYSTEM", "TOKENS/S/GPU", "TOKENS/S/USER", "TTFT", "TPOT", "MODE", "BACKEND", "EACH REPLICA")
+
+
+def give_ranking(ranked: Sequence[Ranked], *, as_json: bool) -> None:
+    """Print what every system makes of a question.
+
+    Raises:
+        AegisError: none of them meets the targets.
+    """
+    if as_json:
+        print_json({each.system: _document(each) for each in ranked})
+    else:
+        _print(ranked)
+    if not any(each.plan and each.plan.meets_targets for each in ranked):
+        raise AegisError("no system meets the targets", hint="allow for more with --ttft and --tpot")
+
+
+def _print(ranked: Sequence[Ranked]) -> None:
+    rows = [_row(each) for each in ranked if each.plan and each.plan.meets_targets]
+    if rows:
+        click.echo(table(HEAD, rows))
+    for each in ranked:
+        if each.why_none:
+            click.echo(f"{each.system}: {shortened(each.why_none, 200)}", err=True)
+
+
+def _row(ranked: Ranked) -> tuple[object, ...]:
+    plan = ranked.plan
+    assert plan is not None  # noqa: S101 - only those are shown
+    assert plan.best is not None  # noqa: S101 - it meets the targets
+    best = plan.best
+    return (
+        f"{ranked.system}{f' (estimated, +-{ranked.uncertainty:.0%})' if ranked.uncertainty else ''}",
+        f"{ranked.throughput:.2f}",
+        f"{best.tokens_per_s_user:.2f}",
+        f"{best.ttft:.0f} ms",
+        f"{best.tpot:.2f} ms",
+        best.mode,
+        best.workers[-1].backend,
+        configuration(best),
+    )
+
+
+def _document(ranked: Ranked) -> dict[str, Any]:
+    rows = ranked.plan.to_dict() if ranked.plan else {}
+    return {
+        "estimated": bool(ranked.uncertainty),
+        "uncertainty": ranked.uncertainty,
+        "why_none": ranked.why_none,
+        **rows,
+    }

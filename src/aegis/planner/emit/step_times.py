@@ -1,0 +1,63 @@
+"""Step times of a worker as a small table, from which `aegis sim` takes them (spec/step_times.py)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aegis.spec.step_times import Grid, StepTimes
+
+if TYPE_CHECKING:
+    from aegis.planner.estimate.worker import Worker
+    from aegis.planner.operations import Floats
+    from aegis.planner.problem import Load
+
+DIGITS = 5  # of a ms
+PARTS = (64, 16, 8, 4, 3, 2, 1)  # of a prompt: the chunks for which attention is priced as that share of it
+
+
+def step_times(
+    worker: Worker, load: Load, *, requests: int, context_tokens: int, source: str = ""
+) -> StepTimes:
+    """Return the step times of a worker that batches continuously.
+
+    Args:
+        worker: whose steps they are.
+        load: the requests; it fixes for which lengths steps that prefill are priced.
+        requests: at most, of one attention group and pipeline stage.
+        context_tokens: of a step at most, those that the prefix cache holds included.
+        source: what this is, in words.
+
+    Raises:
+        NoData: the tables cannot answer for this split.
+    """
+    new = load.isl - load.prefix  # what is left of a prompt to prefill
+    length = load.isl + load.osl // 2 + 1
+    lengths = sorted(
+        {1, load.isl // 2, load.isl, length, load.isl + load.osl, 2 * (load.isl + load.osl)} - {0}
+    )
+    batches = sorted({2**power for power in range(requests.bit_length())} | {requests})
+    chunks = sorted(
+        {-(-load.isl // part) for part in PARTS}
+        | set(range(load.isl, context_tokens + 1, load.isl))
+        | {context_tokens}
+    )
+    decode = worker.decode(np.array(batches)[:, None], np.array(lengths)[None, :])
+    mixed = worker.mixed(np.array(chunks)[:, None], np.array([0, *batches])[None, :], load)
+    prefilled = [max(1, round(chunk * new / load.isl)) for chunk in chunks]
+    kept = [index for index, tokens in enumerate(prefilled) if tokens not in prefilled[:index]]
+    return StepTimes(
+        source=source,
+        groups=worker.split.dp * worker.split.pp,
+        context_tokens=max(1, round(context_tokens * new / load.isl)),
+        tokens_per_step=worker.progress,
+        decode_length=length,
+        decode=_grid(batches, lengths, decode),
+        mixed=_grid([prefilled[index] for index in kept], [0, *batches], np.asarray(mixed)[kept]),
+    )
+
+
+def _grid(rows: list[int], columns: list[int], ms: Floats) -> Grid:
+    whole = np.round(np.broadcast_to(ms, (len(rows), len(columns))), DIGITS)
+    return Grid(rows=tuple(rows), columns=tuple(columns), ms=tuple(map(tuple, whole.tolist())))

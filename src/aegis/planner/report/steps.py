@@ -1,0 +1,83 @@
+"""One configuration on a terminal: what it delivers, what it holds, and its steps operation by operation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from aegis.planner.single import Estimate, Kind, Step
+
+BAR = 60  # characters
+_LETTERS: dict[Kind, str] = {"gemm": "G", "attention": "A", "experts": "E", "link": "L", "memory": "m"}
+_MEANING = {"G": "GEMM", "A": "attention", "E": "experts", "L": "links", "m": "norms, activations, embedding"}
+
+
+def report(estimate: Estimate) -> str:
+    """Return the text of `aegis plan estimate`."""
+    return "\n".join(
+        [
+            *_delivered(estimate),
+            "",
+            *_held(estimate),
+            *(line for step in estimate.steps for line in _step(step)),
+            *_legend(estimate),
+        ]
+    )
+
+
+def _delivered(estimate: Estimate) -> Iterator[str]:
+    band = f"  (estimated: +-{estimate.uncertainty:.0%})" if estimate.uncertainty else ""
+    yield f"{estimate.label}: {estimate.split.gpus} GPUs, batch {estimate.batch}, {estimate.context_tokens} context tokens{band}"
+    rows = (
+        ("TTFT", f"{estimate.ttft:.2f} ms"),
+        ("TPOT", f"{estimate.tpot:.3f} ms"),
+        ("request latency", f"{estimate.request_latency:.2f} ms"),
+        ("concurrency", f"{estimate.concurrency}"),
+        ("requests/s", f"{estimate.requests_per_s:.3f}"),
+        ("tokens/s", f"{estimate.tokens_per_s:.2f}"),
+        ("tokens/s/gpu", f"{estimate.tokens_per_s_gpu:.2f}"),
+        ("tokens/s/user", f"{estimate.tokens_per_s_user:.2f}"),
+    )
+    for name, value in rows:
+        yield f"  {name:<18}{value:>14}"
+
+
+def _held(estimate: Estimate) -> Iterator[str]:
+    total = sum(estimate.memory.values())
+    verdict = "fits" if estimate.fits else "DOES NOT FIT"
+    yield f"memory of one GPU: {total:.2f} of {estimate.capacity:.2f} GiB, {verdict}"
+    for name, size in estimate.memory.items():
+        yield f"  {name.replace('_', ' '):<18}{size:>10.2f} GiB"
+
+
+def _step(step: Step) -> Iterator[str]:
+    yield ""
+    yield f"{step.name} step: {step.ms:.3f} ms"
+    if not step.ms:
+        return
+    yield f"  [{bar(step)}]"
+    width = max(len(part.name) for part in step.parts)
+    yield f"  {'operation':<{width}}{'ms':>11}{'share':>8}{'of limit':>10}  bound by"
+    for part in sorted(step.parts, key=lambda each: -each.ms):
+        of_limit = f"{part.ideal / part.ms:.0%}" if part.ideal else "?"
+        yield f"  {part.name:<{width}}{part.ms:>11.4f}{part.ms / step.ms:>8.1%}{of_limit:>10}  {part.bound}"
+
+
+def _legend(estimate: Estimate) -> Sequence[str]:
+    used = {_LETTERS[part.kind] for step in estimate.steps for part in step.parts}
+    said = ", ".join(f"{letter} {_MEANING[letter]}" for letter in _MEANING if letter in used)
+    return ("", f"bars: {said}", "of limit: what the hardware's compute, memory or link alone would take")
+
+
+def bar(step: Step, width: int = BAR) -> str:
+    """Return a step as a stacked bar of letters, one for each kind of operation; largest remainders fill it up."""
+    shares = dict.fromkeys(_MEANING, 0.0)
+    for part in step.parts:
+        shares[_LETTERS[part.kind]] += part.ms / step.ms * width
+    cells = {letter: int(share) for letter, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda letter: cells[letter] - shares[letter])
+    for letter in by_remainder[: width - sum(cells.values())]:
+        cells[letter] += 1
+    return "".join(letter * count for letter, count in cells.items())

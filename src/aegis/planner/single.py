@@ -1,0 +1,269 @@
+"""One configuration by itself: what its steps take, operation by operation, what it delivers and what it holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from aegis.errors import ConfigError
+from aegis.planner.defaults import fill
+from aegis.planner.estimate.memory import GIB
+from aegis.planner.estimate.worker import Worker
+from aegis.planner.operations import (
+    AllReduce,
+    Collective,
+    Fallback,
+    Gemm,
+    Memory,
+    Moe,
+    NoData,
+    Overlap,
+    PointToPoint,
+)
+from aegis.planner.perf.sol import SpeedOfLight
+from aegis.planner.search.agg import Points, evaluate_points
+from aegis.planner.solve import Parts
+from aegis.planner.task import Lists, Question
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from aegis.planner.estimator import Estimator
+    from aegis.planner.operations import Floats, Leaf, Operation, Performance, Query
+    from aegis.planner.problem import Load, Mtp, Parallel, Tuning
+    from aegis.planner.systems import System
+    from aegis.planner.task import WorkerQuestion
+
+StepName = Literal["prefill", "mixed", "decode"]
+Kind = Literal["gemm", "attention", "experts", "link", "memory"]
+Bound = Literal["compute", "memory", "link"]
+
+_ENDLESS = 1e30  # bytes/s or FLOPS: what is never waited for
+
+
+class Part(Struct, frozen=True, kw_only=True):
+    """One operation of a step."""
+
+    name: str
+    kind: Kind
+    ms: float
+    ideal: float  # ms that the hardware's limits alone would take; 0: there is no formula
+    bound: Bound  # by which of its limits
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """One step of a worker."""
+
+    name: StepName
+    ms: float
+    parts: tuple[Part, ...]
+
+
+class Estimate(Struct, frozen=True, kw_only=True):
+    """One worker at one batch size."""
+
+    label: str
+    split: Parallel
+    load: Load
+    batch: int  # requests of one attention group
+    context_tokens: int  # of a mixed step
+    steps: tuple[Step, ...]
+    memory: dict[str, float]  # GiB of one GPU
+    capacity: float  # GiB
+    fits: bool
+    ttft: float  # ms
+    tpot: float  # ms
+    request_latency: float  # ms
+    concurrency: int
+    requests_per_s: float
+    tokens_per_s: float
+    tokens_per_s_gpu: float
+    tokens_per_s_user: float
+    uncertainty: float = 0.0  # relative, of an estimated system
+    notes: tuple[str, ...] = ()
+
+
+class Asked(NamedTuple):
+    """What one configuration is."""
+
+    worker: WorkerQuestion  # without lists
+    split: Parallel
+    load: Load
+    tuning: Tuning
+    estimator: Estimator
+    mtp: Mtp | None = None
+    where: Callable[[str], str] = str  # key -> the flag that it stands for
+
+
+def worker_of(asked: Asked) -> Worker:
+    """Return the worker of one split.
+
+    Raises:
+        AegisError: the model, system or formats are unknown, the model cannot be split so, or there are no figures.
+    """
+    split = asked.split
+    lists = Lists(
+        gpus=(split.gpus,),
+        **{name: (getattr(split, name),) for name in ("tp", "pp", "dp", "moe_tp", "moe_ep", "cp")},
+    )
+    question = Question(
+        name="estimate",
+        mode="agg",
+        total_gpus=split.gpus,
+        workers=(replace(asked.worker, lists=lists),),
+        load=asked.load,
+        tuning=asked.tuning,
+        estimator=asked.estimator,
+        mtp=asked.mtp,
+        where=asked.where,
+    )
+    (experiment,) = fill([question])
+    ((search,),) = experiment.searches[:1]
+    try:
+        return Parts().workers(search, experiment)[0]
+    except NoData as error:
+        raise ConfigError(error.message, hint=error.hint) from None
+
+
+def estimate(
+    worker: Worker, load: Load, tuning: Tuning, *, batch: int, context_tokens: int | None = None
+) -> Estimate:
+    """Return what a worker does with `batch` requests in flight and chunks of so many prompt tokens (default: a prompt).
+
+    Raises:
+        ConfigError: the chunk holds as many prompts as there are requests, so that none could decode.
+        NoData: the tables cannot answer for this worker.
+    """
+    chunk = context_tokens or load.isl
+    prompts = -(-chunk // load.isl)
+    if batch > 1 and prompts >= batch:
+        raise ConfigError(
+            f"--context-tokens: {chunk} tokens are {prompts} prompts of {load.isl}, and only {batch} requests are in flight",
+            hint="take fewer context tokens or a larger --batch",
+        )
+    points = Points(np.array([batch]), np.array([chunk]), np.zeros(1))
+    rates = evaluate_points(worker, load, points)
+    ttft, tpot, rate = (float(each[0]) for each in rates)
+    held = worker.memory(load, role="agg", batch=batch, context_tokens=chunk)
+    system = worker.performance.system
+    tokens = rate * (load.osl if "count-output-alike" in worker.estimator.corrections else load.osl - 1)
+    return Estimate(
+        label=worker.label,
+        split=worker.split,
+        load=load,
+        batch=batch,
+        context_tokens=chunk,
+        steps=tuple(steps(worker, load, batch=batch, chunk=chunk)),
+        memory={name: float(value) for name, value in held._asdict().items()},
+        capacity=system.memory_capacity / GIB,
+        fits=bool(worker.room(load, tuning, role="agg", batch=batch, context_tokens=chunk)[1]),
+        ttft=ttft,
+        tpot=tpot,
+        request_latency=ttft + tpot * (load.osl - 1),
+        concurrency=batch * worker.split.dp * worker.split.pp,
+        requests_per_s=rate,
+        tokens_per_s=tokens,
+        tokens_per_s_gpu=tokens / worker.split.gpus,
+        tokens_per_s_user=1000 / tpot if tpot else 0.0,
+        uncertainty=system.uncertainty if system.estimated else 0.0,
+        notes=worker.performance.notes,
+    )
+
+
+def steps(worker: Worker, load: Load, *, batch: int, chunk: int) -> Iterable[Step]:
+    """Yield the kinds of steps that a worker does, operation by operation.
+
+    Raises:
+        NoData: the tables cannot answer for this worker.
+    """
+    generating = max(batch - -(-chunk // load.isl), 0)
+    kinds = dict(_kinds((*worker.graph.context, *worker.graph.generation)))
+    wanted: tuple[tuple[StepName, int], ...] = (("prefill", 1), ("mixed", generating), ("decode", batch))
+    system = worker.performance.system
+    limits: dict[Bound, Worker] = {
+        "compute": _limited(worker, replace(system, memory_bandwidth=_ENDLESS)),
+        "memory": _limited(worker, replace(system, flops=dict.fromkeys(system.flops, _ENDLESS))),
+    }
+    for name, requests in wanted:
+        took = worker.breakdown(name, load, batch=requests, context_tokens=chunk)
+        ideal = {
+            bound: limit.breakdown(name, load, batch=requests, context_tokens=chunk)
+            for bound, limit in limits.items()
+        }
+        parts = tuple(
+            _part(
+                each,
+                kinds.get(each, "memory"),
+                ms,
+                {bound: of[each] for bound, of in ideal.items() if each in of},
+            )
+            for each, ms in took.items()
+            if ms
+        )
+        yield Step(name=name, ms=sum(part.ms for part in parts), parts=parts)
+
+
+class _Limit:
+    """Hardware that has only one limit, asked about what the tables answer for; 0 where there is no formula."""
+
+    def __init__(self, tables: Performance, system: System) -> None:
+        self.system = system
+        self.notes: tuple[str, ...] = ()
+        self._tables = tables
+        self._light = SpeedOfLight(system)
+
+    def latency(self, operation: Leaf, at: Query) -> Floats:
+        """Return ms of one occurrence."""
+        known = self._tables.latency(operation, at)  # so that a fallback falls back here too
+        try:
+            return self._light.latency(operation, at)
+        except NoData:
+            return np.zeros(known.shape)
+
+
+def _limited(worker: Worker, system: System) -> Worker:
+    """Return the same worker on hardware with other limits."""
+    return Worker(
+        graph=worker.graph,
+        split=worker.split,
+        quantization=worker.quantization,
+        performance=_Limit(worker.performance, system),
+        backend=worker.backend,
+        version=worker.version,
+        estimator=worker.estimator,
+        mtp=worker.mtp,
+    )
+
+
+def _part(name: str, kind: Kind, ms: float, ideal: dict[Bound, float]) -> Part:
+    bound: Bound = max(ideal, key=lambda each: ideal[each]) if ideal else "memory"
+    return Part(
+        name=name,
+        kind=kind,
+        ms=ms,
+        ideal=max(ideal.values(), default=0.0),
+        bound="link" if kind == "link" else bound,
+    )
+
+
+def _kinds(operations: Iterable[Operation]) -> Iterable[tuple[str, Kind]]:
+    """Yield the kind of every operation by its name, those inside chains too."""
+    for operation in operations:
+        match operation:
+            case Overlap():
+                yield operation.name, "experts"
+            case Fallback():
+                yield from _kinds((*operation.primary, *operation.otherwise))
+            case Gemm():
+                yield operation.name, "gemm"
+            case Moe():
+                yield operation.name, "experts"
+            case AllReduce() | Collective() | PointToPoint():
+                yield operation.name, "link"
+            case Memory():
+                yield operation.name, "memory"
+            case _:
+                yield operation.name, "attention"

@@ -1,0 +1,157 @@
+"""`aegis plan estimate`, `size`, `why` and `diff`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.cli.conftest import Outcome
+
+LLAMA = ("--model", "LLAMA3.1_8B", "--isl", "2000", "--osl", "300")
+ESTIMATE = ("plan", "estimate", *LLAMA, "--system", "h100_sxm")
+
+
+def test_an_estimate_shows_every_operation_of_its_steps(aegis: Callable[..., Outcome]) -> None:
+    outcome = aegis(*ESTIMATE, "--tp", "2", "--batch", "32")
+    assert outcome.code == 0
+    assert "h100_sxm trtllm tp 2: 2 GPUs, batch 32" in outcome.out
+    for said in (
+        "prefill step:",
+        "mixed step:",
+        "decode step:",
+        "generation_attention",
+        "context_ar_1",
+        "[GGG",
+    ):
+        assert said in outcome.out
+    assert "GiB, fits" in outcome.out
+
+
+def test_the_operations_of_a_step_add_up_to_it(aegis: Callable[..., Outcome]) -> None:
+    found = json.loads(aegis(*ESTIMATE, "--batch", "8", "--json").out)
+    for step in found["steps"]:
+        assert sum(part["ms"] for part in step["parts"]) == pytest.approx(step["ms"])
+        assert all(part["ideal"] <= part["ms"] * 1.001 for part in step["parts"])
+    assert found["request_latency"] == pytest.approx(found["ttft"] + 299 * found["tpot"])
+    assert found["tokens_per_s_user"] == pytest.approx(1000 / found["tpot"])
+
+
+def test_an_estimate_that_does_not_fit_says_the_bytes(aegis: Callable[..., Outcome]) -> None:
+    outcome = aegis("plan", "estimate", "--model", "LLAMA3.1_70B", "--system", "h100_sxm")
+    assert outcome.code == 1
+    assert "DOES NOT FIT" in outcome.out
+    assert "of one h100_sxm GPU, which has 80.0 GiB" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--tp", "3"), "tp"),
+        (("--tp", "0"), "--tp"),
+        (("--gemm", "fp9"), "fp9"),
+        (("--batch", "2", "--context-tokens", "4000"), "--context-tokens"),
+        (("--isl", "0"), "--isl"),
+    ],
+)
+def test_what_cannot_be_estimated_is_told(
+    aegis: Callable[..., Outcome], flags: tuple[str, ...], said: str
+) -> None:
+    outcome = aegis(*ESTIMATE, *flags)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert "internal error" not in outcome.err
+
+
+def test_a_load_is_sized_for_machines(aegis: Callable[..., Outcome]) -> None:
+    asked = ("plan", "size", *LLAMA, "--rate", "20", "--requests", "1000000", "--tpot", "50")
+    offers = json.loads(aegis(*asked, "--system", "h100_sxm", "--system", "a100_sxm", "--json").out)
+    assert [offer["place"]["name"] for offer in offers] == ["h100_sxm", "a100_sxm"]
+    for offer in offers:
+        sizing = offer["sizing"]
+        assert sizing["capacity"] >= 20
+        assert sizing["nodes"] * sizing["gpus_per_node"] >= sizing["gpus"]
+        assert sizing["node_hours"] == pytest.approx(1_000_000 / 20 / 3600 * sizing["nodes"])
+
+
+def test_a_platform_is_sized_by_its_nodes(aegis: Callable[..., Outcome]) -> None:
+    outcome = aegis("plan", "size", *LLAMA, "--rate", "2000", "--tpot", "50", "--platform", "killarney")
+    assert outcome.code == 0
+    assert "killarney" in outcome.out
+    assert "l40s" in outcome.out
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--rate", "0"),
+        ("--rate", "nan"),
+        ("--rate", "1", "--headroom", "1"),
+        ("--rate", "1", "--requests", "0"),
+        ("--rate", "1", "--system", "h999"),
+        ("--rate", "1", "--isl", "0"),
+        ("--rate", "1", "--model", "LAMA3.1_8B"),
+        ("--rate", "1", "--platform", "nowhere"),
+        ("--rate", "1", "--platform", "generic-slurm"),
+    ],
+)
+def test_what_cannot_be_sized_is_told(aegis: Callable[..., Outcome], flags: tuple[str, ...]) -> None:
+    outcome = aegis("plan", "size", *LLAMA, *flags)
+    assert outcome.code == 2
+    assert "internal error" not in outcome.err
+
+
+def test_a_plan_says_what_binds_it(aegis: Callable[..., Outcome]) -> None:
+    asked = ("plan", "why", *LLAMA, "--total-gpus", "8", "--system", "h100_sxm", "--tpot", "10")
+    outcome = aegis(*asked)
+    assert outcome.code == 0
+    assert "bound by the TPOT target" in outcome.out
+    assert "decode step" in outcome.out
+    assert "target x" in outcome.out
+    reasons = json.loads(aegis(*asked, "--json").out)
+    assert {reason["name"] for reason in reasons} == {"agg", "disagg"}
+    for reason in reasons:
+        assert all(sum(step["shares"].values()) == pytest.approx(1) for step in reason["steps"])
+
+
+def test_a_plan_on_little_memory_is_bound_by_it(aegis: Callable[..., Outcome]) -> None:
+    asked = ("plan", "why", "--model", "LLAMA3.1_70B", "--isl", "4000", "--osl", "1000")
+    outcome = aegis(*asked, "--total-gpus", "4", "--system", "h100_sxm", "--tpot", "1000", "--ttft", "100000")
+    assert outcome.code == 0
+    assert "memory: a larger batch does not fit" in outcome.out
+    assert "does not fit: weights" in outcome.out  # a smaller split
+
+
+def test_two_plans_are_compared(aegis: Callable[..., Outcome], tmp_path: Path) -> None:
+    asked = ("plan", "default", *LLAMA, "--total-gpus", "8", "--system", "h100_sxm", "--json")
+    for name, tpot in (("a.json", "10"), ("b.json", "20")):
+        (tmp_path / name).write_text(aegis(*asked, "--tpot", tpot).out)
+    outcome = aegis("plan", "diff", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+    assert outcome.code == 0
+    assert "tokens/s/gpu" in outcome.out
+    assert "%" in outcome.out
+    same = aegis("plan", "diff", str(tmp_path / "a.json"), str(tmp_path / "a.json"))
+    assert same.out.count("the same") == 2
+
+
+@pytest.mark.parametrize(("content", "code"), [(None, 4), ("{", 2), ("[1]", 2), ('{"agg": [1]}', 2)])
+def test_what_is_no_plan_is_told(
+    aegis: Callable[..., Outcome], tmp_path: Path, content: str | None, code: int
+) -> None:
+    file = tmp_path / "plan.json"
+    if content is not None:
+        file.write_text(content)
+    outcome = aegis("plan", "diff", str(file), str(file))
+    assert outcome.code == code
+    assert str(file) in outcome.err
+
+
+def test_a_folder_without_a_plan_is_told(aegis: Callable[..., Outcome], tmp_path: Path) -> None:
+    outcome = aegis("plan", "diff", str(tmp_path), str(tmp_path))
+    assert outcome.code == 2
+    assert "--save-dir" in outcome.err
