@@ -43,7 +43,7 @@ def test_the_operations_of_a_step_add_up_to_it(aegis: Callable[..., Outcome]) ->
 
 
 def test_an_estimate_that_does_not_fit_says_the_bytes(aegis: Callable[..., Outcome]) -> None:
-    outcome = aegis("plan", "estimate", "--model", "LLAMA3.1_70B", "--system", "h100_sxm")
+    outcome = aegis("plan", "estimate", "--model", "meta-llama/Llama-3.1-70B", "--system", "h100_sxm")
     assert outcome.code == 1
     assert "DOES NOT FIT" in outcome.out
     assert "of one h100_sxm GPU, which has 80.0 GiB" in outcome.err
@@ -120,7 +120,7 @@ def test_a_plan_says_what_binds_it(aegis: Callable[..., Outcome]) -> None:
 
 
 def test_a_plan_on_little_memory_is_bound_by_it(aegis: Callable[..., Outcome]) -> None:
-    asked = ("plan", "why", "--model", "LLAMA3.1_70B", "--isl", "4000", "--osl", "1000")
+    asked = ("plan", "why", "--model", "meta-llama/Llama-3.1-70B", "--isl", "4000", "--osl", "1000")
     outcome = aegis(*asked, "--total-gpus", "4", "--system", "h100_sxm", "--tpot", "1000", "--ttft", "100000")
     assert outcome.code == 0
     assert "memory: a larger batch does not fit" in outcome.out

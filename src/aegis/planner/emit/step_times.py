@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 DIGITS = 5  # of a ms
 PARTS = (64, 16, 8, 4, 3, 2, 1)  # of a prompt: the chunks for which attention is priced as that share of it
+SMALL = 16  # requests
 
 
 def step_times(
@@ -37,7 +38,7 @@ def step_times(
     lengths = sorted(
         {1, load.isl // 2, load.isl, length, load.isl + load.osl, 2 * (load.isl + load.osl)} - {0}
     )
-    batches = sorted({2**power for power in range(requests.bit_length())} | {requests})
+    batches = _batches(requests)
     chunks = sorted(
         {-(-load.isl // part) for part in PARTS}
         | set(range(load.isl, context_tokens + 1, load.isl))
@@ -56,6 +57,13 @@ def step_times(
         decode=_grid(batches, lengths, decode),
         mixed=_grid([prefilled[index] for index in kept], [0, *batches], np.asarray(mixed)[kept]),
     )
+
+
+def _batches(most: int) -> list[int]:
+    """Return batch sizes: every small one, since tables have steps there, then two for each doubling."""
+    doublings = range(SMALL.bit_length() - 1, most.bit_length())
+    larger = {size for power in doublings for size in (2**power, 3 * 2 ** (power - 1))}
+    return sorted(size for size in {*range(1, SMALL + 1), *larger, most} if size <= most)
 
 
 def _grid(rows: list[int], columns: list[int], ms: Floats) -> Grid:
