@@ -19,8 +19,9 @@ from typing import NamedTuple
 PEERS = ("aiconfigurator==0.3.0", "aiconfigurator==0.12.0")
 OLD, NEW = PEERS
 ROUNDS = 7
-HERE = Path(__file__).parent
-EXAMPLE = HERE / "planner-exp.yaml"
+EXAMPLE = (
+    Path(__file__).parents[1] / "tests" / "fixtures" / "planner" / "experiments" / "example.yaml"
+)  # the guide's
 
 GUIDE = "--total_gpus 32 --system h200_sxm --isl 3000 --osl 512 --ttft 1000 --tpot 10"
 DEEPSEEK = "--total_gpus 32 --system h200_sxm --isl 4000 --osl 1000 --ttft 2000 --tpot 40"
@@ -138,9 +139,23 @@ def measure(case: Case, environ: dict[str, str]) -> bool:
 def growth() -> None:
     """Print the time of one pass over 10^4, 10^5 and 10^6 configurations of one worker."""
     import numpy as np  # noqa: PLC0415 - only here
-    from aegis.planner.plan import worker_for  # noqa: PLC0415 - only here
 
-    worker = worker_for("QWEN3_32B", "h200_sxm", "trtllm", tp=4)
+    from aegis.planner.estimator import ESTIMATORS  # noqa: PLC0415 - only here
+    from aegis.planner.problem import Load, Parallel, Tuning  # noqa: PLC0415 - only here
+    from aegis.planner.single import Asked, worker_of  # noqa: PLC0415 - only here
+    from aegis.planner.task import WorkerQuestion  # noqa: PLC0415 - only here
+
+    load = Load(isl=3000, osl=512)
+    worker = worker_of(
+        Asked(
+            worker=WorkerQuestion(model="QWEN3_32B", system="h200_sxm"),
+            split=Parallel(tp=4),
+            load=load,
+            tuning=Tuning(),
+            estimator=ESTIMATORS["aegis"],
+        )
+    )
+    worker.mixed(np.array([512]), np.array([1]), load)  # opens the tables
     print("\none pass over many configurations (mixed steps of one worker)")
     first = 0.0
     for count in (10**4, 10**5, 10**6):
@@ -148,7 +163,7 @@ def growth() -> None:
         tokens = random.integers(512, 16384, count)
         decodes = random.integers(1, 512, count)
         start = time.perf_counter()
-        worker.mixed_steps(tokens, decodes, isl=3000, osl=512)
+        worker.mixed(tokens, decodes, load)
         seconds = time.perf_counter() - start
         first = first or seconds / count
         print(

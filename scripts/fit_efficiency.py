@@ -1,6 +1,6 @@
 """Fit the efficiency curves of systems without tables to all tables there are, and say what they get wrong.
 
-Run in the project's environment, after tables have changed: `python scripts/fit_efficiency.py`. It takes some minutes,
+Run in the project's environment, after tables have changed: `python scripts/fit_efficiency.py`. It takes half a minute,
 writes src/aegis/data/planner/efficiency.json and prints the errors on systems that were left out of the fit.
 The bands that it prints go into `uncertainty` of the systems' descriptions; a test compares them.
 """

@@ -86,6 +86,24 @@ def test_a_platform_is_sized_by_its_nodes(aegis: Callable[..., Outcome]) -> None
     assert "l40s" in outcome.out
 
 
+def test_a_platform_is_priced_with_nodes_of_its_own(aegis: Callable[..., Outcome]) -> None:
+    """Its nodes have four GPUs, those that the tables were measured on eight."""
+    asked = ("plan", "size", "--model", "meta-llama/Llama-3.1-70B", "--rate", "2", "--tpot", "40", "--json")
+    (large,) = json.loads(aegis(*asked, "--system", "a100_sxm").out)
+    offers = json.loads(aegis(*asked, "--platform", "perlmutter").out)
+    small = next(offer for offer in offers if offer["place"]["system"] == "a100_sxm")
+    assert small["place"]["gpus_per_node"] == 4
+    eight = large["sizing"]["candidate"]["workers"][0]["parallel"]["tp"] == 8
+    assert not eight or small["sizing"]["candidate"]["ttft"] > large["sizing"]["candidate"]["ttft"]
+
+
+@pytest.mark.parametrize("mode", ["agg", "disagg"])
+def test_a_load_is_sized_for_what_can_be_served(aegis: Callable[..., Outcome], mode: str) -> None:
+    asked = ("plan", "size", *LLAMA, "--rate", "20", "--tpot", "50", "--system", "h100_sxm", "--json")
+    (offer,) = json.loads(aegis(*asked, "--serving-mode", mode).out)
+    assert offer["sizing"]["candidate"]["mode"] == mode
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -155,3 +173,41 @@ def test_a_folder_without_a_plan_is_told(aegis: Callable[..., Outcome], tmp_path
     outcome = aegis("plan", "diff", str(tmp_path), str(tmp_path))
     assert outcome.code == 2
     assert "--save-dir" in outcome.err
+
+
+def test_a_measured_sweep_calibrates_later_plans(aegis: Callable[..., Outcome], tmp_path: Path) -> None:
+    batches = [word for batch in ("1", "8", "32", "64") for word in ("--batch", batch)]
+    outcome = aegis(*ESTIMATE, *batches)
+    assert len(outcome.out.splitlines()) == 5
+    planned = aegis(*ESTIMATE, *batches, "--json").out
+    (tmp_path / "plan.json").write_text(planned)
+    rows = json.loads(planned)
+    measured = "\n".join(f"{row['concurrency']},{row['ttft'] * 1.3},{row['tpot'] * 1.2}" for row in rows)
+    (tmp_path / "measured.csv").write_text(f"concurrency,ttft,tpot\n{measured}\n")
+    factors = tmp_path / "calibration.json"
+    done = aegis(
+        "plan",
+        "calibrate",
+        str(tmp_path / "measured.csv"),
+        "--plan",
+        str(tmp_path / "plan.json"),
+        "-o",
+        str(factors),
+    )
+    assert done.code == 0
+    again = json.loads(aegis(*ESTIMATE, "--batch", "32", "--calibration", str(factors), "--json").out)
+    assert again["tpot"] == pytest.approx(rows[2]["tpot"] * 1.2, rel=0.03)
+    assert any("calibrated by measured.csv" in note for note in again["notes"])
+    for command in ("default", "why"):
+        asked = ("plan", command, *LLAMA, "--total-gpus", "8", "--system", "h100_sxm")
+        plain, slower = (
+            json.loads(aegis(*asked, "--json", *flags).out) for flags in ((), ("--calibration", str(factors)))
+        )
+        assert plain != slower
+
+
+def test_what_is_no_calibration_is_told(aegis: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text("{")
+    outcome = aegis(*ESTIMATE, "--calibration", str(tmp_path / "c.json"))
+    assert outcome.code == 2
+    assert "c.json" in outcome.err

@@ -82,15 +82,23 @@ def cli() -> None:
 
 def fail(error: AegisError) -> NoReturn:
     """Print an error for a person and end with its exit code."""
-    lines = error.message.splitlines() or [type(error).__name__]
+    lines = [_printable(line) for line in error.message.splitlines()] or [type(error).__name__]
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     prefix = "error:" if plain else click.style("error:", fg="red", bold=True)
     click.echo(f"{prefix} {lines[0]}", err=True)
     for line in lines[1:]:
         click.echo(f"       {line}", err=True)
     if error.hint:
-        click.echo(f" hint: {error.hint}", err=True)
+        hint = "\n".join(_printable(line) for line in error.hint.splitlines())
+        click.echo(f" hint: {hint}", err=True)
     sys.exit(error.exit_code)
+
+
+def _printable(line: str) -> str:
+    """Return a line whose control characters, of a name that somebody gave, do nothing to a terminal."""
+    from aegis.cli.render import printable  # noqa: PLC0415 - only for errors
+
+    return printable(line)
 
 
 def main() -> NoReturn:

@@ -8,11 +8,12 @@ from msgspec import structs
 from msgspec.structs import replace
 
 from aegis.errors import ConfigError, DeploymentError, Problem
-from aegis.planner.checks import check
+from aegis.planner.checks import check, remarks
 from aegis.planner.models.mtp import default_mtp
 from aegis.planner.models.quantize import explain_quantization, has_in
 from aegis.planner.models.resolve import find_model, leaves_formats_open
 from aegis.planner.models.splits import ONE, Lists, default_lists, splits_of
+from aegis.planner.models.wide import spreads, wide_experts
 from aegis.planner.problem import BACKENDS, Replica, WorkerSearch
 from aegis.planner.systems import load_system, system_names
 from aegis.planner.tables.store import open_tables, shipped
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from aegis.planner.answer import Role
     from aegis.planner.models.shapes import ModelShape
-    from aegis.planner.problem import Backend, Parallel
+    from aegis.planner.problem import Backend, Parallel, Quantization, WideExperts
     from aegis.planner.systems import Era, System
     from aegis.planner.task import Question, WorkerQuestion
 
@@ -88,10 +89,12 @@ def _experiment(question: Question) -> Experiment:
     model = kinds[0].model
     _same_model(question, kinds, problems)
     _within_context(question, model, problems)
+    notes += remarks(question, model)
     searches = tuple(
         tuple(_search(question, kind, backend, notes, problems) for kind in kinds)
         for backend in _backends(question, kinds, notes, problems)
     )
+    wide = question.replica is None and any(spreads(each) for search in searches for each in search)
     if problems:
         raise DeploymentError(list(dict.fromkeys(problems)))
     return Experiment(
@@ -103,12 +106,13 @@ def _experiment(question: Question) -> Experiment:
         load=question.load,
         targets=question.targets,
         searches=searches,
-        replica=_replica(question),
+        replica=_replica(question, wide=question.wide_ep or wide),
         tuning=question.tuning,
         mtp=question.mtp or default_mtp(model, question.estimator.rules),
         wide_ep=question.wide_ep,
         estimator=question.estimator,
         database_mode=question.database_mode,
+        calibration=question.calibration,
         top_n=question.top_n,
         notes=tuple(dict.fromkeys(notes)),
     )
@@ -122,7 +126,7 @@ def _kind(question: Question, role: Role, asked: WorkerQuestion, problems: list[
     first = question.workers[0]
     for what, look in (
         ("model", lambda: find_model(asked.model)),
-        ("system", lambda: _system(name, era)),
+        ("system", lambda: _system(name, era, asked.node_gpus)),
     ):
         try:
             found[what] = look()
@@ -136,8 +140,8 @@ def _kind(question: Question, role: Role, asked: WorkerQuestion, problems: list[
     return _Kind(asked, role, found["model"], found["system"], tables)  # type: ignore[arg-type]
 
 
-def _system(name: str, era: Era) -> System:
-    """Return a system by name.
+def _system(name: str, era: Era, node_gpus: int | None) -> System:
+    """Return a system by name, with nodes of so many GPUs.
 
     Raises:
         ConfigError: it is unknown, or nobody measured it in the guide's time.
@@ -146,7 +150,8 @@ def _system(name: str, era: Era) -> System:
     if era == "guide" and name not in there and name in system_names():
         hint = f"there are some of {', '.join(there)}; --estimator aegis knows {name}"
         raise ConfigError(f"no tables of the guide's time of {name}", hint=hint)
-    return load_system(name, era=era)
+    system = load_system(name, era=era)
+    return system if node_gpus is None else replace(system, gpus_per_node=node_gpus)
 
 
 def _versions(system: str, era: Era) -> dict[Backend, list[str]]:
@@ -211,9 +216,10 @@ def _search(
     if asked.get("fmha") == _WIDE_ATTENTION and default.fmha != _WIDE_ATTENTION:
         notes.append(f"attention in {_WIDE_ATTENTION} is not measured: {default.fmha} is taken")
         del asked["fmha"]
-    notes += [] if "fmha" in asked else said
+    notes += [each for each in said if ("gemm" if each.startswith("weights") else "fmha") not in asked]
     quantization = replace(default, **asked)
-    splits = _splits(question, kind, backend)
+    wide = _wide(question, kind, backend, version, quantization)
+    splits = _splits(question, kind, backend, tuple(each.gpus for each in wide if each.nodes > 1))
     if not splits:
         where = question.where(f"{kind.role}.gpus")
         problems.append(
@@ -229,10 +235,24 @@ def _search(
         version=version,
         quantization=quantization,
         splits=splits,
+        node_gpus=kind.asked.node_gpus,
+        wide=wide,
     )
 
 
-def _splits(question: Question, kind: _Kind, backend: Backend) -> tuple[Parallel, ...]:
+def _wide(
+    question: Question, kind: _Kind, backend: Backend, version: str | None, quantization: Quantization
+) -> tuple[WideExperts, ...]:
+    """Return the sizes of groups of GPUs that wide experts were measured on."""
+    if version is None or question.estimator.rules == "guide":
+        return ()
+    tables = open_tables(kind.system.name, backend, version)
+    return wide_experts(kind.model, quantization.moe, tables=tables, system=kind.system)
+
+
+def _splits(
+    question: Question, kind: _Kind, backend: Backend, measured: tuple[int, ...]
+) -> tuple[Parallel, ...]:
     """Return all splits of the sizes that are asked for, the defaults for the others."""
     rules = question.estimator.rules
     default = default_lists(
@@ -243,6 +263,7 @@ def _splits(question: Question, kind: _Kind, backend: Backend) -> tuple[Parallel
         role=kind.role,
         total_gpus=question.total_gpus,
         wide_ep=question.wide_ep,
+        measured=measured,
     )
     if question.complete:
         default = Lists(gpus=default.gpus, tp=ONE)
@@ -292,11 +313,9 @@ def _within_context(question: Question, model: ModelShape, problems: list[Proble
         )
 
 
-def _replica(question: Question) -> Replica:
+def _replica(question: Question, *, wide: bool) -> Replica:
     """Return the bounds of a replica; a larger bound extends the sizes that are tried."""
-    default = (
-        Replica(gpus=tuple(range(1, _WIDE_GPUS + 1)), max_gpus=_WIDE_GPUS) if question.wide_ep else Replica()
-    )
+    default = Replica(gpus=tuple(range(1, _WIDE_GPUS + 1)), max_gpus=_WIDE_GPUS) if wide else Replica()
     asked = question.replica
     if asked is None:
         return default

@@ -130,9 +130,13 @@ def _difference(name: str, before: Rows, after: Rows) -> Difference:
 
 
 def _changes(before: Mapping[str, Value], after: Mapping[str, Value]) -> Iterable[Change]:
-    for column in dict.fromkeys((*before, *after)):
-        one, two = before.get(column), after.get(column)
-        if one == two or column in _IGNORED:
+    """Yield the columns that differ; one that only one of them has tells of the form of the file, not of the plan."""
+    modes = tuple("agg" if "bs" in row else "disagg" for row in (before, after))
+    if modes[0] != modes[1]:
+        yield Change(column="mode", before=modes[0], after=modes[1])
+    for column in before:
+        one, two = before[column], after.get(column)
+        if one == two or column in _IGNORED or column not in after:
             continue
         both = _is_number(one) and _is_number(two)
         relative = float(two) / float(one) - 1 if both and one else None  # type: ignore[arg-type]

@@ -12,8 +12,9 @@ from aegis.planner.checks import check
 from aegis.planner.defaults import fill
 from aegis.planner.models.resolve import find_model
 from aegis.planner.plan import questions, run
-from aegis.planner.problem import Tuning
+from aegis.planner.problem import BACKENDS, Tuning
 from aegis.planner.size import Sizing, size
+from aegis.planner.solve import BY_BACKEND
 from aegis.planner.systems import load_system, system_names
 from aegis.planner.task import TOP_N
 
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from aegis.planner.answer import Candidate
+    from aegis.planner.calibrate import Calibration
     from aegis.planner.estimator import Estimator
     from aegis.planner.plan import Plan
-    from aegis.planner.problem import DatabaseMode, Load, Mtp, Targets
+    from aegis.planner.problem import DatabaseMode, Load, Mtp, ServingMode, Targets
     from aegis.planner.size import Need
     from aegis.planner.task import Question
     from aegis.spec.platform import Platform
@@ -54,7 +56,9 @@ class Wish(Struct, frozen=True, kw_only=True):
     tuning: Tuning = Tuning()
     mtp: Mtp | None = None
     top_n: int = TOP_N
+    modes: tuple[ServingMode, ...] = ("agg", "disagg")
     database_mode: DatabaseMode = "SILICON"
+    calibration: Calibration | None = None
     where: Callable[[str], str] = str  # key -> the flag that it stands for
 
 
@@ -112,7 +116,8 @@ def ask(place: Place, wish: Wish, total_gpus: int) -> Plan:
     Raises:
         AegisError: the model, its formats or the backend are not for this place.
     """
-    return run(fill(asked_of(place.system, wish, total_gpus)), compared=True)
+    asked = asked_of(place.system, wish, total_gpus, node_gpus=place.gpus_per_node)
+    return run(fill(each for each in asked if each.mode in wish.modes), compared=True)
 
 
 def check_load(wish: Wish, total_gpus: int = 1) -> tuple[Problem, ...]:
@@ -125,7 +130,9 @@ def check_load(wish: Wish, total_gpus: int = 1) -> tuple[Problem, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def asked_of(system: str, wish: Wish, total_gpus: int) -> tuple[Question, ...]:
+def asked_of(
+    system: str, wish: Wish, total_gpus: int, *, node_gpus: int | None = None
+) -> tuple[Question, ...]:
     """Return the questions of a wish on one system.
 
     Raises:
@@ -138,6 +145,7 @@ def asked_of(system: str, wish: Wish, total_gpus: int) -> tuple[Question, ...]:
         decode_system=wish.decode_system,
         backend=wish.backend,
         backend_version=wish.backend_version,
+        node_gpus=node_gpus,
         load=wish.load,
         targets=wish.targets,
         tuning=wish.tuning,
@@ -145,6 +153,7 @@ def asked_of(system: str, wish: Wish, total_gpus: int) -> tuple[Question, ...]:
         top_n=wish.top_n,
         estimator=wish.estimator,
         database_mode=wish.database_mode,
+        calibration=wish.calibration,
         where=wish.where,
     )
 
@@ -164,6 +173,17 @@ class Ranked(Struct, frozen=True, kw_only=True):
             return -math.inf
         found = self.plan.throughput(self.plan.chosen)
         return found if self.plan.meets_targets else found - math.inf
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be known of the best configuration; what is said of other backends is left out."""
+        if self.plan is None or self.plan.chosen is None or self.plan.best is None:
+            return ()
+        others = set(BACKENDS) - {each.backend for each in self.plan.best.workers}
+        notes = self.plan.answers[self.plan.chosen].notes
+        return tuple(
+            each for each in notes if each.partition(" on ")[0] not in others and BY_BACKEND not in each
+        )
 
 
 def rank(wish: Wish, total_gpus: int, *, tell: Callable[[str], None] | None = None) -> tuple[Ranked, ...]:

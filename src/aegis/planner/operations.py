@@ -97,6 +97,7 @@ class ContextMla(_Operation, frozen=True, kw_only=True):
     kv_cache: str
     fmha: str
     cp: int = 1
+    wide: bool = False  # as it runs beside wide experts: measured apart
 
 
 class GenerationMla(_Operation, frozen=True, kw_only=True):
@@ -104,6 +105,7 @@ class GenerationMla(_Operation, frozen=True, kw_only=True):
 
     heads: int
     kv_cache: str
+    wide: bool = False
 
 
 class MlaBmm(_Operation, frozen=True, kw_only=True):
@@ -138,6 +140,21 @@ class Moe(_Operation, frozen=True, kw_only=True):
     quant: str
     distribution: str  # of tokens over experts, e.g. power_law_1.2
     gated: bool = True
+    wide: Phase | None = None  # as wide experts run in this phase: measured apart
+
+
+class ExpertExchange(_Operation, frozen=True, kw_only=True):
+    """Tokens on their way to the GPUs of their experts, or back: one stage of a measured all-to-all transport."""
+
+    transport: str  # e.g. deepep_ht
+    stage: Literal["prepare", "dispatch", "combine"]
+    format: str  # in which tokens travel, as the tables name it
+    gpus: int
+    nodes: int
+    hidden: int
+    topk: int
+    experts: int
+    attention_split: int = 1  # GPUs that share the tokens of an attention group
 
 
 class AllReduce(_Operation, frozen=True, kw_only=True):
@@ -199,6 +216,7 @@ Leaf: TypeAlias = (
     | MlaBmm
     | MlaModule
     | Moe
+    | ExpertExchange
     | AllReduce
     | Collective
     | PointToPoint

@@ -203,6 +203,7 @@ def questions(
     decode_system: str | None,
     backend: str | None,
     backend_version: str | None,
+    node_gpus: int | None = None,
     where: Callable[[str], str] = str,
     **shared: Any,
 ) -> tuple[Question, ...]:
@@ -218,7 +219,9 @@ def questions(
     backends: tuple[Backend, ...] = names[backend] if backend else ()
 
     def worker(of: str) -> WorkerQuestion:
-        return WorkerQuestion(model=model, system=of, backends=backends, version=backend_version)
+        return WorkerQuestion(
+            model=model, system=of, backends=backends, version=backend_version, node_gpus=node_gpus
+        )
 
     workers: dict[ServingMode, tuple[WorkerQuestion, ...]] = {
         "disagg": (worker(system), worker(decode_system or system)),

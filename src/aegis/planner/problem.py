@@ -59,6 +59,15 @@ class Quantization(Struct, frozen=True, kw_only=True):
     comm: str = "half"
 
 
+class WideExperts(Struct, frozen=True, kw_only=True):
+    """Experts on so many GPUs, and the measured all-to-all transports that carry tokens between these."""
+
+    gpus: int
+    nodes: int
+    prefill: str
+    decode: str
+
+
 class WorkerSearch(Struct, frozen=True, kw_only=True):
     """Workers of one kind that are weighed: where they run, their number formats and their splits."""
 
@@ -67,6 +76,8 @@ class WorkerSearch(Struct, frozen=True, kw_only=True):
     version: str | None = None  # of the tables; None: the newest
     quantization: Quantization
     splits: tuple[Parallel, ...]
+    node_gpus: int | None = None  # of one node, where a platform has other nodes than the system's own
+    wide: tuple[WideExperts, ...] = ()  # that were measured
 
 
 class Replica(Struct, frozen=True, kw_only=True):
@@ -99,8 +110,11 @@ class Mtp(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def accepting(cls, drafted: int, mean: float) -> Mtp:
-        """Return rates of which so many of the drafted tokens are accepted in the mean: the first ones always."""
-        whole = min(int(mean), drafted)
+        """Return rates of which so many of the drafted tokens are accepted in the mean: the first ones always.
+
+        A mean that cannot be leaves a rate that cannot be.
+        """
+        whole = sum(mean >= number for number in range(1, drafted))
         return cls(drafted=drafted, accept_rates=(*(1.0,) * whole, mean - whole, *(0.0,) * drafted)[:drafted])
 
     @property

@@ -32,20 +32,29 @@ def shortfall(
         candidates: what was found, if anything; all of it misses a target or is too large.
     """
     if not candidates:
+        smallest = 0
         for role, workers in _roles(experiment, pools):
             lacking = [_lacking(experiment, role, worker) for worker in workers]
-            if all(lacking):
-                return f"no figures for {experiment.model.name} in these formats: {lacking[0]}"
-            if not any(_fits(experiment, role, worker) for worker in workers):
-                least = min(workers, key=lambda each: _held(experiment, role, each))
+            known = [worker for worker, lack in zip(workers, lacking, strict=True) if lack is None]
+            if not known:
+                return f"no figures for {experiment.model.name}: {lacking[0]}"
+            fitting = [worker for worker in known if _fits(experiment, role, worker)]
+            if not fitting:
+                least = min(known, key=lambda each: _held(experiment, role, each))
                 return f"{experiment.model.name} fits on no GPU here: {least.shortage(experiment.load, role=role)}"
+            smallest += min(worker.split.gpus for worker in fitting)
+        if smallest > experiment.total_gpus:
+            return _too_large(experiment, smallest)
     there = [each for each in candidates if each.replicas(experiment.total_gpus)]
     if candidates and not there:
-        smallest = min(each.gpus for each in candidates)
-        return f"the smallest replica takes {smallest} GPUs, and there are {experiment.total_gpus}"
+        return _too_large(experiment, min(each.gpus for each in candidates))
     if there:
         return _missed(experiment, min(there, key=lambda each: excess(each, experiment.targets)))
     return _first_token(experiment, pools)
+
+
+def _too_large(experiment: Experiment, smallest: int) -> str:
+    return f"the smallest replica takes {smallest} GPUs, and there are {experiment.total_gpus}"
 
 
 def _roles(experiment: Experiment, pools: Sequence[list[list[Worker]]]) -> list[tuple[Any, list[Worker]]]:
@@ -62,7 +71,7 @@ def _lacking(experiment: Experiment, role: Any, worker: Worker) -> str | None:
         if role != "prefill":
             worker.decode(1, load.isl)
     except NoData as error:
-        return error.message
+        return f"{error.message} ({error.hint})" if error.hint else error.message
     return None
 
 
@@ -81,21 +90,22 @@ def _missed(experiment: Experiment, nearest: Candidate) -> str:
         what, wanted, found = "request latency", targets.request_latency, nearest.request_latency
     else:
         what, wanted, found = "TPOT", targets.tpot, nearest.tpot
-    return (
-        f"no configuration has a {what} of {wanted:g} ms or less (with TTFT within {targets.ttft:g} ms): "
-        f"the nearest has {found:.2f} ms"
-    )
+    first = f" (with TTFT within {targets.ttft:g} ms)" if math.isfinite(targets.ttft) else ""
+    return f"no configuration has a {what} of {wanted:g} ms or less{first}: the nearest has {found:.2f} ms"
 
 
 def _first_token(experiment: Experiment, pools: Sequence[list[list[Worker]]]) -> str:
     """Return how long a first token takes, where no configuration is fast enough."""
     targets = experiment.targets
-    limit = targets.ttft if targets.request_latency is None else min(targets.ttft, targets.request_latency)
+    whole = targets.request_latency
+    limit = targets.ttft if whole is None else min(targets.ttft, whole)
     for factor in _LOOSER:
         looser = replace(targets, ttft=limit * factor, request_latency=None)
         found = [each for pool in pools for each in sweep(experiment, pool, looser)]
         found = [each for each in found if each.replicas(experiment.total_gpus)]
         if found:
+            if whole is not None and any(each.ttft <= limit for each in found):
+                return _missed(experiment, min(found, key=lambda each: excess(each, targets)))
             least = min(found, key=lambda each: each.ttft)
             return (
                 f"no configuration has its first token within {limit:g} ms: "

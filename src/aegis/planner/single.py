@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 from msgspec.structs import replace
 
-from aegis.errors import ConfigError
+from aegis.errors import ConfigError, DeploymentError, Problem
 from aegis.planner.defaults import fill
 from aegis.planner.estimate.memory import GIB
 from aegis.planner.estimate.worker import Worker
+from aegis.planner.models.formats import format_name
+from aegis.planner.models.resolve import find_model
+from aegis.planner.models.splits import objection
 from aegis.planner.operations import (
     AllReduce,
     Collective,
@@ -26,18 +29,20 @@ from aegis.planner.operations import (
 from aegis.planner.perf.sol import SpeedOfLight
 from aegis.planner.search.agg import Points, evaluate_points
 from aegis.planner.solve import Parts
-from aegis.planner.task import Lists, Question
+from aegis.planner.task import Formats, Lists, Question
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from aegis.planner.calibrate import Calibration
     from aegis.planner.estimator import Estimator
     from aegis.planner.operations import Floats, Leaf, Operation, Performance, Query
-    from aegis.planner.problem import Load, Mtp, Parallel, Tuning
+    from aegis.planner.problem import DatabaseMode, Load, Mtp, Parallel, Quantization, Tuning
     from aegis.planner.systems import System
-    from aegis.planner.task import WorkerQuestion
+    from aegis.planner.task import Experiment, WorkerQuestion
 
 StepName = Literal["prefill", "mixed", "decode"]
+STEPS: tuple[StepName, ...] = ("prefill", "mixed", "decode")
 Kind = Literal["gemm", "attention", "experts", "link", "memory"]
 Bound = Literal["compute", "memory", "link"]
 
@@ -67,6 +72,7 @@ class Estimate(Struct, frozen=True, kw_only=True):
 
     label: str
     split: Parallel
+    quantization: Quantization
     load: Load
     batch: int  # requests of one attention group
     context_tokens: int  # of a mixed step
@@ -76,6 +82,7 @@ class Estimate(Struct, frozen=True, kw_only=True):
     fits: bool
     ttft: float  # ms
     tpot: float  # ms
+    prefill_share: float  # of the TPOT: what the prompts of other requests take
     request_latency: float  # ms
     concurrency: int
     requests_per_s: float
@@ -90,11 +97,13 @@ class Asked(NamedTuple):
     """What one configuration is."""
 
     worker: WorkerQuestion  # without lists
-    split: Parallel
+    split: Parallel  # moe_ep 0: what tp, dp, cp and moe_tp leave
     load: Load
     tuning: Tuning
     estimator: Estimator
     mtp: Mtp | None = None
+    calibration: Calibration | None = None
+    database_mode: DatabaseMode = "SILICON"
     where: Callable[[str], str] = str  # key -> the flag that it stands for
 
 
@@ -102,9 +111,38 @@ def worker_of(asked: Asked) -> Worker:
     """Return the worker of one split.
 
     Raises:
-        AegisError: the model, system or formats are unknown, the model cannot be split so, or there are no figures.
+        AegisError: as `experiment_of`, and there are no figures.
     """
-    split = asked.split
+    return priced(experiment_of(asked))
+
+
+def priced(experiment: Experiment) -> Worker:
+    """Return the only worker of an experiment of `experiment_of`.
+
+    Raises:
+        ConfigError: the model cannot be split so.
+    """
+    ((search,),) = experiment.searches[:1]
+    try:
+        return Parts().workers(search, experiment)[0]
+    except NoData as error:
+        raise ConfigError(error.message, hint=error.hint) from None
+
+
+def experiment_of(asked: Asked) -> Experiment:
+    """Return one configuration as an experiment without gaps; its notes say what was chosen.
+
+    Raises:
+        DeploymentError: the model, the system or a format is unknown.
+        ConfigError: no worker is split so.
+    """
+    experts = _experts(asked)
+    problems: list[Problem] = []
+    formats = _formats(asked, problems)
+    problems += [] if experts else _needless(asked)
+    if problems:
+        raise DeploymentError(problems)
+    split = _whole(asked.split, has_experts=experts)
     lists = Lists(
         gpus=(split.gpus,),
         **{name: (getattr(split, name),) for name in ("tp", "pp", "dp", "moe_tp", "moe_ep", "cp")},
@@ -113,19 +151,59 @@ def worker_of(asked: Asked) -> Worker:
         name="estimate",
         mode="agg",
         total_gpus=split.gpus,
-        workers=(replace(asked.worker, lists=lists),),
+        workers=(replace(asked.worker, lists=lists, formats=formats),),
         load=asked.load,
         tuning=asked.tuning,
         estimator=asked.estimator,
         mtp=asked.mtp,
+        calibration=asked.calibration,
+        database_mode=asked.database_mode,
         where=asked.where,
     )
-    (experiment,) = fill([question])
-    ((search,),) = experiment.searches[:1]
     try:
-        return Parts().workers(search, experiment)[0]
-    except NoData as error:
-        raise ConfigError(error.message, hint=error.hint) from None
+        (experiment,) = fill([question])
+    except DeploymentError as error:
+        backend = (*asked.worker.backends, "trtllm")[0]
+        said = objection(split, has_experts=experts, backend=backend, rules=asked.estimator.rules)
+        if said and all(problem.where == asked.where("agg.gpus") for problem in error.problems):
+            raise ConfigError(said) from None
+        raise
+    return experiment
+
+
+def _experts(asked: Asked) -> bool:
+    """Tell whether the model has experts; of one that is unknown `fill` tells more."""
+    try:
+        return find_model(asked.worker.model).has_experts
+    except ConfigError:
+        return True
+
+
+def _whole(split: Parallel, *, has_experts: bool) -> Parallel:
+    """Return a split with a size of expert parallelism."""
+    left = split.tp * split.dp * split.cp // split.moe_tp if has_experts else 1
+    return replace(split, moe_ep=split.moe_ep or max(left, 1))
+
+
+def _formats(asked: Asked, problems: list[Problem]) -> Formats:
+    """Return the formats that are asked for by their names inside."""
+    given = structs.asdict(asked.worker.formats)
+    for name, value in given.items():
+        try:
+            given[name] = None if value is None else format_name(value)
+        except ConfigError as error:
+            problems.append(Problem(asked.where(name), error.message, error.hint))
+    return Formats(**given)
+
+
+def _needless(asked: Asked) -> Iterator[Problem]:
+    """Yield what is said of the experts of a model that has none."""
+    given = {name: getattr(asked.split, name) > 1 for name in ("dp", "moe_tp", "moe_ep")}
+    given["moe"] = asked.worker.formats.moe is not None
+    for name, said in given.items():
+        if said:
+            what = "attention is split by dp beside experts" if name == "dp" else "leave it out"
+            yield Problem(asked.where(name), f"{asked.worker.model} has no experts", what)
 
 
 def estimate(
@@ -139,9 +217,9 @@ def estimate(
     """
     chunk = context_tokens or load.isl
     prompts = -(-chunk // load.isl)
-    if batch > 1 and prompts >= batch:
+    if prompts >= max(batch, 2):
         raise ConfigError(
-            f"--context-tokens: {chunk} tokens are {prompts} prompts of {load.isl}, and only {batch} requests are in flight",
+            f"--context-tokens: {chunk} tokens are {prompts} prompts of {load.isl}, and {batch} requests are in flight",
             hint="take fewer context tokens or a larger --batch",
         )
     points = Points(np.array([batch]), np.array([chunk]), np.zeros(1))
@@ -149,19 +227,22 @@ def estimate(
     ttft, tpot, rate = (float(each[0]) for each in rates)
     held = worker.memory(load, role="agg", batch=batch, context_tokens=chunk)
     system = worker.performance.system
+    done = tuple(steps(worker, load, batch=batch, chunk=chunk))
     tokens = rate * (load.osl if "count-output-alike" in worker.estimator.corrections else load.osl - 1)
     return Estimate(
         label=worker.label,
         split=worker.split,
+        quantization=worker.quantization,
         load=load,
         batch=batch,
         context_tokens=chunk,
-        steps=tuple(steps(worker, load, batch=batch, chunk=chunk)),
+        steps=done,
         memory={name: float(value) for name, value in held._asdict().items()},
         capacity=system.memory_capacity / GIB,
         fits=bool(worker.room(load, tuning, role="agg", batch=batch, context_tokens=chunk)[1]),
         ttft=ttft,
         tpot=tpot,
+        prefill_share=max(1 - done[-1].ms / worker.progress / tpot, 0.0) if tpot else 0.0,
         request_latency=ttft + tpot * (load.osl - 1),
         concurrency=batch * worker.split.dp * worker.split.pp,
         requests_per_s=rate,
@@ -173,7 +254,9 @@ def estimate(
     )
 
 
-def steps(worker: Worker, load: Load, *, batch: int, chunk: int) -> Iterable[Step]:
+def steps(
+    worker: Worker, load: Load, *, batch: int, chunk: int, names: Sequence[StepName] = STEPS
+) -> Iterable[Step]:
     """Yield the kinds of steps that a worker does, operation by operation.
 
     Raises:
@@ -181,13 +264,14 @@ def steps(worker: Worker, load: Load, *, batch: int, chunk: int) -> Iterable[Ste
     """
     generating = max(batch - -(-chunk // load.isl), 0)
     kinds = dict(_kinds((*worker.graph.context, *worker.graph.generation)))
-    wanted: tuple[tuple[StepName, int], ...] = (("prefill", 1), ("mixed", generating), ("decode", batch))
+    requests_of: dict[StepName, int] = {"prefill": 1, "mixed": generating, "decode": batch}
     system = worker.performance.system
     limits: dict[Bound, Worker] = {
         "compute": _limited(worker, replace(system, memory_bandwidth=_ENDLESS)),
         "memory": _limited(worker, replace(system, flops=dict.fromkeys(system.flops, _ENDLESS))),
     }
-    for name, requests in wanted:
+    for name in names:
+        requests = requests_of[name]
         took = worker.breakdown(name, load, batch=requests, context_tokens=chunk)
         ideal = {
             bound: limit.breakdown(name, load, batch=requests, context_tokens=chunk)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from msgspec.structs import replace
+
 from aegis.planner.answer import ModeAnswer
 from aegis.planner.estimate.worker import Worker
 from aegis.planner.lanes import lanes_of
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from aegis.planner.problem import Parallel, WorkerSearch
     from aegis.planner.task import Experiment
 
+BY_BACKEND = "tokens/s/gpu by backend"  # a note that compares
 _DISAGG_GPUS = 2  # a prefill and a decode worker at least
 
 
@@ -47,10 +50,10 @@ class Parts:
         return self._of(search, experiment).performance
 
     def _of(self, search: WorkerSearch, experiment: Experiment) -> _Figures:
-        at = (search.system, search.backend, search.version)
-        key = (*at, experiment.estimator, experiment.database_mode)
+        at = (search.system, search.backend, search.version, search.node_gpus)
+        key = (*at, experiment.estimator, experiment.database_mode, experiment.calibration)
         if key not in self._figures:
-            self._figures[key] = _figures(search, experiment)
+            self._figures[key] = _calibrated(_figures(search, experiment), experiment)
         return self._figures[key]
 
     def workers(self, search: WorkerSearch, experiment: Experiment) -> list[Worker]:
@@ -87,11 +90,14 @@ class Parts:
 def _figures(search: WorkerSearch, experiment: Experiment) -> _Figures:
     """Open what is known of a system: its tables of the right time, or the formula where it has none."""
     guide = experiment.estimator.rules == "guide"
+    per_token = "attention-extras-per-token" in experiment.estimator.corrections
     system = load_system(search.system, era="guide" if guide else "current")
+    if search.node_gpus is not None:
+        system = replace(system, gpus_per_node=search.node_gpus)
     if search.version is None and experiment.database_mode != "SOL":
         from aegis.planner.perf.analytic import Analytic  # noqa: PLC0415 - start-up time
 
-        return _Figures(Analytic(system, search.backend), Lanes())
+        return _Figures(Analytic(system, search.backend, extras_per_token=per_token), Lanes())
     tables = open_tables(search.system, search.backend, search.version, era="guide" if guide else "current")
     if guide:
         from aegis.planner.perf.guide import GuideTables  # noqa: PLC0415 - start-up time
@@ -99,7 +105,16 @@ def _figures(search: WorkerSearch, experiment: Experiment) -> _Figures:
         return _Figures(GuideTables(system, tables, exact=experiment.estimator.exact), Lanes())
     from aegis.planner.perf.measured import Measured  # noqa: PLC0415 - start-up time
 
-    return _Figures(Measured(system, tables, mode=experiment.database_mode), lanes_of(tables, system))
+    measured = Measured(system, tables, mode=experiment.database_mode, extras_per_token=per_token)
+    return _Figures(measured, lanes_of(tables, system))
+
+
+def _calibrated(figures: _Figures, experiment: Experiment) -> _Figures:
+    if experiment.calibration is None:
+        return figures
+    from aegis.planner.calibrate import Calibrated  # noqa: PLC0415 - start-up time
+
+    return figures._replace(performance=Calibrated(figures.performance, experiment.calibration))
 
 
 def _worker(search: WorkerSearch, split: Parallel, experiment: Experiment, figures: _Figures) -> Worker:
@@ -113,6 +128,7 @@ def _worker(search: WorkerSearch, split: Parallel, experiment: Experiment, figur
         mtp=experiment.mtp,
         lanes=figures.lanes,
         corrections=experiment.estimator.corrections,
+        wide=search.wide,
     )
     return Worker(
         graph=graph,
@@ -218,4 +234,4 @@ def _by_backend(experiment: Experiment, candidates: Sequence[Candidate]) -> list
         picked = _picked(experiment, own, 1)
         best = f"{picked.best[0].cluster_throughput(experiment.total_gpus):.2f}" if picked.best else "nothing"
         said.append(f"{backend} {best}{'' if picked.meets_targets or not picked.best else ' (misses)'}")
-    return [f"{experiment.name}, tokens/s/gpu by backend: {', '.join(said)}"]
+    return [f"{experiment.name}, {BY_BACKEND}: {', '.join(said)}"]

@@ -36,5 +36,5 @@ def sweep(experiment: Experiment, pool: Sequence[list[Worker]], targets: Targets
         tuning=experiment.tuning,
         estimator=experiment.estimator,
         total_gpus=experiment.total_gpus,
-        same_tp=decode[0].backend == "sglang" and not experiment.model.latent,
+        same_tp=decode[0].backend == "sglang",
     )

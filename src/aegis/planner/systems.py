@@ -14,7 +14,7 @@ from aegis.spec.document import read_document
 from aegis.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 Era: TypeAlias = Literal["current", "guide"]
 
@@ -76,14 +76,22 @@ def load_system(name: str, *, era: Era = "current") -> System:
     """
     files = _files(era)
     if name not in files:
-        hint = did_you_mean(name, files) or f"one of {', '.join(sorted(files))}"
-        raise ConfigError(f"unknown system `{name}`", hint=hint)
+        raise ConfigError(f"unknown system `{name}`", hint=_meant(name, files))
     document = read_document(files[name])
     values: dict[str, Any] = document.value if isinstance(document.value, dict) else {}
     try:
         return msgspec.convert({**values, "name": name}, System, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{files[name]}: {error}", hint="a shipped system shows the keys") from None
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """Return which system may have been meant: those whose name only goes on (`h100`), or the nearest."""
+    names = sorted(known)
+    longer = [f"`{each}`" for each in names if name and each.startswith(name.lower())]
+    if longer:
+        return f"did you mean {' or '.join(longer)}?"
+    return did_you_mean(name, names) or f"one of {', '.join(names)}"
 
 
 def _files(era: Era) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from aegis.planner.operations import NoData
 from aegis.planner.search.agg import BATCHES, Points, evaluate_points
-from aegis.planner.search.disagg import DECODE_BATCHES
+from aegis.planner.search.disagg import DECODE_BATCHES, RULES
 from aegis.planner.search.pick import excess, meets
 from aegis.planner.single import steps
 from aegis.planner.solve import Parts
@@ -26,10 +26,23 @@ if TYPE_CHECKING:
     from aegis.planner.task import Experiment
 
 Binds = Literal[
-    "memory", "TPOT target", "TTFT target", "request latency target", "saturation", "largest batch tried"
+    "memory",
+    "TPOT target",
+    "TTFT target",
+    "request latency target",
+    "saturation",
+    "rate matching",
+    "search",
+    "largest batch tried",
 ]
 
 LOOSER = (1.1, 1.25, 1.5, 2.0)  # times a target
+# What workers of each role do.
+_STEPS: dict[Role, tuple[StepName, ...]] = {
+    "agg": ("mixed", "decode"),
+    "prefill": ("prefill",),
+    "decode": ("decode",),
+}
 SATURATED = 0.005  # a larger batch that adds less throughput than this adds nothing
 
 
@@ -82,12 +95,16 @@ def why(plan: Plan) -> tuple[Why, ...]:
 def _why(experiment: Experiment, answer: ModeAnswer, parts: Parts) -> Why:
     best = answer.best[0]
     search = next(each for each in experiment.searches if each[0].backend == best.workers[0].backend)
-    worker = _worker(parts, search[-1], best.workers[-1].parallel, experiment)
+    workers = [
+        _worker(parts, kind, each.parallel, experiment)
+        for kind, each in zip(search, best.workers, strict=True)
+    ]
+    worker = workers[-1]
     binds, batch, detail = _next_batch(experiment, best, worker)
     return Why(
         name=answer.name,
         best=best,
-        steps=tuple(_limits(experiment, best, worker)),
+        steps=tuple(_limits(experiment, best, workers)),
         binds=binds,
         next_batch=batch,
         detail=detail,
@@ -100,12 +117,12 @@ def _worker(parts: Parts, search: WorkerSearch, split: Parallel, experiment: Exp
     return parts.workers(replace(search, splits=(split,)), experiment)[0]
 
 
-def _limits(experiment: Experiment, best: Candidate, worker: Worker) -> Iterable[StepLimits]:
+def _limits(experiment: Experiment, best: Candidate, workers: Sequence[Worker]) -> Iterable[StepLimits]:
     """Yield where the time of each kind of step goes that the best configuration does."""
     chunk = best.context_tokens or experiment.load.isl
-    for step in steps(worker, experiment.load, batch=best.workers[-1].batch, chunk=chunk):
-        if step.ms and step.name != ("prefill" if best.mode == "agg" else "mixed"):
-            yield _step_limits(step)
+    for worker, each in zip(workers, best.workers, strict=True):
+        done = steps(worker, experiment.load, batch=each.batch, chunk=chunk, names=_STEPS[each.role])
+        yield from (_step_limits(step) for step in done if step.ms)
 
 
 def _step_limits(step: Step) -> StepLimits:
@@ -136,13 +153,24 @@ def _next_batch(experiment: Experiment, best: Candidate, worker: Worker) -> tupl
     if missed:
         return missed, batch, said
     before = best.workers[-1].requests_per_s
-    grows = rate > before * (1 + SATURATED)
-    more = (
-        "other splits or replicas deliver more of a GPU"
-        if grows
-        else f"{rate:.3f} requests/s against {before:.3f}"
+    if rate <= before * (1 + SATURATED):
+        return "saturation", batch, f"{said}; {rate:.3f} requests/s against {before:.3f}"
+    if best.mode == "agg":
+        return "search", batch, f"{said}; {rate:.3f} requests/s against {before:.3f}"
+    return "rate matching", batch, _rates(experiment, best)
+
+
+def _rates(experiment: Experiment, best: Candidate) -> str:
+    """Return what the prefill and the decode workers of a replica deliver, as the search matches them."""
+    rule, tuning = RULES[experiment.estimator.rules], experiment.tuning
+    factors = (
+        tuning.prefill_correction or rule.prefill_rate,
+        tuning.decode_correction or rule.decode_rate,
     )
-    return "saturation", batch, f"{said}; {more}"
+    prefill, decode = (
+        each.count * each.requests_per_s * factor for each, factor in zip(best.workers, factors, strict=True)
+    )
+    return f"prefill workers hand on {prefill:.2f} requests/s, decode workers can take {decode:.2f}"
 
 
 def _missed(targets: Targets, ttft: float, tpot: float, osl: int) -> Binds | None:

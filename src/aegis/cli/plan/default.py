@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import os
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from aegis.cli.plan.load import asked, chosen_estimator, estimator_options, flag, load_options
-from aegis.cli.plan.options import PlanCommand, Progress, give_out, output_options, output_values
+from aegis.cli.plan.load import (
+    asked_load,
+    asked_targets,
+    chosen_calibration,
+    chosen_estimator,
+    database_mode_option,
+    estimator_options,
+    flag,
+    load_options,
+    target_options,
+)
+from aegis.cli.plan.options import (
+    PlanCommand,
+    Progress,
+    check_output,
+    give_out,
+    output_options,
+    output_values,
+)
 from aegis.cli.plan.ranking import give_ranking
+from aegis.errors import ConfigError
 from aegis.planner.defaults import fill
 from aegis.planner.everywhere import EVERY, Wish, asked_of, rank
 from aegis.planner.plan import run
-from aegis.planner.problem import BACKENDS, DatabaseMode, Mtp, Tuning
+from aegis.planner.problem import BACKENDS, Mtp, Tuning
 from aegis.planner.task import TOP_N
 
 
@@ -37,14 +55,9 @@ from aegis.planner.task import TOP_N
     "--backend-version", "--perf-db-version", metavar="VERSION", help="Of the tables (default: newest)."
 )
 @load_options
+@target_options
 @click.option("--strict-sla", is_flag=True, help="Show no configuration that misses a target.")
-@click.option(
-    "--database-mode",
-    type=click.Choice(get_args(DatabaseMode), case_sensitive=False),
-    default="SILICON",
-    show_default=True,
-    help="Tables alone; the speed of light; tables as utilisation; tables, and that where they end.",
-)
+@database_mode_option
 @click.option("--nextn", type=click.IntRange(0), metavar="N", help="Tokens drafted in a step (MTP).")
 @click.option(
     "--nextn-accepted", type=float, metavar="MEAN", help="Of these, accepted in a step (default 0.85)."
@@ -69,12 +82,14 @@ def command(**options: Any) -> None:
     """  # noqa: D301 - \\b keeps click from filling the line
     if options["debug"]:
         os.environ["AEGIS_TRACEBACK"] = "1"
-    load, targets = asked(options)
+    check_output(options)
+    load, targets = asked_load(options), asked_targets(options)
     wish = Wish(
         model=options["model"],
         load=load,
         targets=targets,
         estimator=chosen_estimator(options),
+        calibration=chosen_calibration(options),
         decode_system=options["decode_system"],
         backend=options["backend"],
         backend_version=options["backend_version"],
@@ -103,6 +118,13 @@ def command(**options: Any) -> None:
 
 
 def _mtp(drafted: int | None, accepted: float | None) -> Mtp | None:
+    """Return the multi-token prediction that is asked for, None if nothing is said.
+
+    Raises:
+        ConfigError: it is said what is accepted, and not what is drafted.
+    """
+    if not drafted and accepted is not None:
+        raise ConfigError("--nextn-accepted: nothing is drafted", hint="say how many tokens: --nextn N")
     if drafted is None:
         return None
     return Mtp(drafted=drafted) if accepted is None else Mtp.accepting(drafted, accepted)

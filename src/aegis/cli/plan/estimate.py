@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from aegis.cli.plan.load import asked, chosen_estimator, estimator_options, flag, load_options
+from aegis.cli.plan.load import (
+    asked_load,
+    chosen_calibration,
+    chosen_estimator,
+    database_mode_option,
+    estimator_options,
+    flag,
+    load_options,
+)
 from aegis.cli.plan.options import PlanCommand
-from aegis.cli.render import print_json
+from aegis.cli.render import print_json, table
 from aegis.errors import AegisError
 from aegis.planner.problem import BACKENDS, Parallel, Tuning
-from aegis.planner.single import Asked, estimate, worker_of
+from aegis.planner.single import Asked, estimate, experiment_of, priced
 from aegis.planner.task import Formats, WorkerQuestion
 
-_POSITIVE = click.IntRange(min=1)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aegis.planner.single import Estimate
+
+SIZES = ("tp", "pp", "dp", "moe_tp", "moe_ep", "cp")
+_POSITIVE = click.IntRange(min=1, max=10**8)
 
 
 @click.command(cls=PlanCommand)
@@ -22,9 +36,16 @@ _POSITIVE = click.IntRange(min=1)
 @click.option("--backend", type=click.Choice(BACKENDS), help="Engine. Default: trtllm, or what has tables.")
 @click.option("--backend-version", metavar="VERSION", help="Of the tables (default: newest).")
 @load_options
+@database_mode_option
 @estimator_options
 @click.option(
-    "--batch", type=_POSITIVE, default=1, show_default=True, help="Requests in flight of an attention group."
+    "--batch",
+    "batches",
+    type=_POSITIVE,
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="Requests in flight of an attention group. Repeatable: several give a line each.",
 )
 @click.option(
     "--context-tokens", type=_POSITIVE, metavar="TOKENS", help="Prompt tokens of a mixed step (default: isl)."
@@ -45,17 +66,14 @@ _POSITIVE = click.IntRange(min=1)
 @click.option("--fmha", metavar="FORMAT", help="Number format of prefill attention.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(**options: Any) -> None:
-    r"""Say what one configuration takes and delivers: steps by operation, times, throughput, memory.
+    """Say what one configuration takes and delivers: steps by operation, times, throughput, memory.
 
     \b
     aegis plan estimate --model LLAMA3.1_8B --system h100_sxm --tp 2 --batch 32 --isl 2000 --osl 300
-    """
-    load, _ = asked(options)
-    names = ("tp", "pp", "dp", "moe_tp", "cp")
-    sizes = {name: options[name] for name in names}
-    sizes["moe_ep"] = options["moe_ep"] or _experts_left(sizes)
+    """  # noqa: D301 - \\b keeps click from filling the line
+    load = asked_load(options)
     formats = Formats(**{name: options[name] for name in ("gemm", "moe", "kv_cache", "fmha")})
-    worker = worker_of(
+    experiment = experiment_of(
         Asked(
             worker=WorkerQuestion(
                 model=options["model"],
@@ -64,29 +82,37 @@ def command(**options: Any) -> None:
                 version=options["backend_version"],
                 formats=formats,
             ),
-            split=Parallel(**sizes),
+            split=Parallel(**{name: options[name] or 0 for name in SIZES}),
             load=load,
             tuning=Tuning(),
             estimator=chosen_estimator(options),
+            calibration=chosen_calibration(options),
+            database_mode=options["database_mode"],
             where=flag,
         )
     )
-    found = estimate(worker, load, Tuning(), batch=options["batch"], context_tokens=options["context_tokens"])
-    if options["as_json"]:
-        import msgspec  # noqa: PLC0415 - only for JSON
-
-        print_json(msgspec.to_builtins(found))
-    else:
-        from aegis.planner.report.steps import report  # noqa: PLC0415 - JSON needs none of it
-
-        click.echo(report(found))
-        for note in found.notes:
-            click.echo(f"note: {note}", err=True)
-    if not found.fits:
-        short = worker.shortage(load, role="agg", batch=options["batch"])
+    worker = priced(experiment)
+    found = [
+        estimate(worker, load, Tuning(), batch=batch, context_tokens=options["context_tokens"])
+        for batch in dict.fromkeys(options["batches"])
+    ]
+    _print(found, as_json=options["as_json"])
+    for note in dict.fromkeys((*experiment.notes, *found[0].notes)):
+        click.echo(f"note: {note}", err=True)
+    too_large = next((each.batch for each in found if not each.fits), None)
+    if too_large is not None:
+        short = worker.shortage(load, role="agg", batch=too_large)
         raise AegisError(f"this does not fit: {short}", hint="split it further, or take a smaller --batch")
 
 
-def _experts_left(sizes: dict[str, int]) -> int:
-    """Return the expert parallel size that makes tp * dp * cp = moe_tp * moe_ep."""
-    return max(sizes["tp"] * sizes["dp"] * sizes["cp"] // sizes["moe_tp"], 1)
+def _print(found: Sequence[Estimate], *, as_json: bool) -> None:
+    """Print one estimate whole, several as a line each."""
+    if as_json:
+        import msgspec  # noqa: PLC0415 - only for JSON
+
+        document = [msgspec.to_builtins(each) for each in found]
+        print_json(document if len(document) > 1 else document[0])
+        return
+    from aegis.planner.report.steps import report, summary  # noqa: PLC0415 - JSON needs none of it
+
+    click.echo(report(found[0]) if len(found) == 1 else table(*summary(found)))

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from msgspec.structs import replace
 
 from aegis.planner.estimator import ESTIMATORS
 from aegis.planner.plan import targets_of
-from aegis.planner.problem import Load
+from aegis.planner.problem import DatabaseMode, Load
 from aegis.planner.task import LOAD, TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aegis.planner.calibrate import Calibration
     from aegis.planner.estimator import Estimator
     from aegis.planner.problem import Targets
 
-_FLAGS = {"version": "--backend-version", "decode.system": "--decode-system"}
+_FLAGS = {"version": "--backend-version", "decode.system": "--decode-system", "accepted": "--nextn-accepted"}
 
 
 def load_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the flags of the model, its load and its targets."""
+    """Add the flags of the model and its load."""
     options = (
         click.option(
             "--model",
@@ -55,6 +57,15 @@ def load_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="TOKENS",
             help="Input that is in the prefix cache.",
         ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the flags of the targets."""
+    options = (
         click.option(
             "--ttft",
             type=float,
@@ -91,12 +102,42 @@ def estimator_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--exact/--no-exact",
             default=True,
-            help="With --estimator guide: the cubic interpolation of its time (default), or a linear one, within 0.2 %.",
+            help="With --estimator guide: the cubic interpolation of its time (default), or a linear one, within 0.3 %.",
+        ),
+        click.option(
+            "--calibration",
+            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE",
+            help="Factors from a measured sweep, as `aegis plan calibrate` writes them.",
         ),
     )
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def chosen_calibration(options: dict[str, Any]) -> Calibration | None:
+    """Return the factors that the flags name.
+
+    Raises:
+        ConfigError: the file is no calibration.
+    """
+    if options["calibration"] is None:
+        return None
+    from aegis.planner.calibrate import read_calibration  # noqa: PLC0415 - start-up time
+
+    return read_calibration(options["calibration"])
+
+
+def database_mode_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the flag that says which figures answer."""
+    return click.option(
+        "--database-mode",
+        type=click.Choice(get_args(DatabaseMode), case_sensitive=False),
+        default="SILICON",
+        show_default=True,
+        help="Tables alone; the speed of light; tables as utilisation; tables, and that where they end.",
+    )(function)
 
 
 def chosen_estimator(options: dict[str, Any]) -> Estimator:
@@ -105,21 +146,23 @@ def chosen_estimator(options: dict[str, Any]) -> Estimator:
     return replace(estimator, exact=estimator.exact and options["exact"])
 
 
-def asked(options: dict[str, Any]) -> tuple[Load, Targets]:
-    """Return the load and the targets that the flags name."""
-    return (
-        Load(
-            isl=options["isl"],
-            osl=options["osl"],
-            prefix=options["prefix"],
-            max_seq_len=options.get("max_seq_len"),
-        ),
-        targets_of(
-            options["ttft"],
-            options["tpot"],
-            options["request_latency"],
-            strict=options.get("strict_sla", False),
-        ),
+def asked_load(options: dict[str, Any]) -> Load:
+    """Return the load that the flags name."""
+    return Load(
+        isl=options["isl"],
+        osl=options["osl"],
+        prefix=options["prefix"],
+        max_seq_len=options.get("max_seq_len"),
+    )
+
+
+def asked_targets(options: dict[str, Any]) -> Targets:
+    """Return the targets that the flags name."""
+    return targets_of(
+        options["ttft"],
+        options["tpot"],
+        options["request_latency"],
+        strict=options.get("strict_sla", False),
     )
 
 

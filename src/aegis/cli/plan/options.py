@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from aegis.cli.render import print_json
-from aegis.errors import AegisError
+from aegis.errors import AegisError, ConfigError
 from aegis.planner.task import TOP_N
 
 if TYPE_CHECKING:
@@ -72,6 +72,23 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def check_output(options: dict[str, Any]) -> None:
+    """Check what only files need, before anything is searched.
+
+    Raises:
+        ConfigError: there is no folder for files that are described.
+        DeploymentError: unknown platform.
+    """
+    for name in ("platform", "generated_config_version"):
+        if options[name] is not None and options["save_dir"] is None:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} is for the files of a deployment", hint="say where: --save-dir DIR")
+    if options["platform"] is not None:
+        from aegis.spec.platforms import Site, load_platform  # noqa: PLC0415 - start-up time
+
+        load_platform(options["platform"], Site.here(os.environ))
 
 
 def output_values(options: dict[str, Any]) -> dict[str, Any]:

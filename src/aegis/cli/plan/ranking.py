@@ -13,9 +13,13 @@ from aegis.planner.report.words import configuration
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from aegis.planner.answer import Candidate
     from aegis.planner.everywhere import Ranked
 
-HEAD = ("SYSTEM", "TOKENS/S/GPU", "TOKENS/S/USER", "TTFT", "TPOT", "MODE", "BACKEND", "EACH REPLICA")
+HEAD = (
+    *("SYSTEM", "TOKENS/S/GPU", "TOKENS/S/USER", "TTFT", "TPOT"),
+    *("MODE", "BACKEND", "WEIGHTS", "EACH REPLICA"),
+)
 
 
 def give_ranking(ranked: Sequence[Ranked], *, as_json: bool) -> None:
@@ -33,12 +37,15 @@ def give_ranking(ranked: Sequence[Ranked], *, as_json: bool) -> None:
 
 
 def _print(ranked: Sequence[Ranked]) -> None:
-    rows = [_row(each) for each in ranked if each.plan and each.plan.meets_targets]
+    shown = [each for each in ranked if each.plan and each.plan.meets_targets]
+    rows = [_row(each) for each in shown]
     if rows:
         click.echo(table(HEAD, rows))
     for each in ranked:
         if each.why_none:
             click.echo(f"{each.system}: {shortened(each.why_none, 200)}", err=True)
+    for note in dict.fromkeys(note for each in shown for note in each.notes):
+        click.echo(f"note: {note}", err=True)
 
 
 def _row(ranked: Ranked) -> tuple[object, ...]:
@@ -54,8 +61,16 @@ def _row(ranked: Ranked) -> tuple[object, ...]:
         f"{best.tpot:.2f} ms",
         best.mode,
         best.workers[-1].backend,
+        _weights(best),
         configuration(best),
     )
+
+
+def _weights(best: Candidate) -> str:
+    """Return the formats of the decode workers' weights: those of dense layers, and of experts where they differ."""
+    formats, split = best.workers[-1].quantization, best.workers[-1].parallel
+    both = formats.moe != formats.gemm and split.moe_tp * split.moe_ep > 1
+    return f"{formats.gemm}, experts {formats.moe}" if both else formats.gemm
 
 
 def _document(ranked: Ranked) -> dict[str, Any]:

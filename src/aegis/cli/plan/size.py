@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aegis.cli.plan.load import asked, chosen_estimator, estimator_options, flag, load_options
+from aegis.cli.plan.load import (
+    asked_load,
+    asked_targets,
+    chosen_calibration,
+    chosen_estimator,
+    database_mode_option,
+    estimator_options,
+    flag,
+    load_options,
+    target_options,
+)
 from aegis.cli.plan.options import PlanCommand, Progress
 from aegis.cli.render import print_json, shortened, table
 from aegis.errors import AegisError, ConfigError
@@ -22,7 +32,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aegis.planner.everywhere import Offer
+    from aegis.planner.problem import ServingMode
 
+LEAST_RATE, MOST_RATE = 1e-6, 1e6  # requests/s
+_MODES: dict[str, tuple[ServingMode, ...]] = {
+    "agg": ("agg",),
+    "disagg": ("disagg",),
+    "any": ("agg", "disagg"),
+}
 HEAD = (
     "WHERE",
     "SYSTEM",
@@ -63,6 +80,8 @@ HEAD = (
     help="A kind of GPU, whatever platform has it; `any` for all there are. Repeatable.",
 )
 @load_options
+@target_options
+@database_mode_option
 @estimator_options
 @click.option(
     "--backend",
@@ -71,21 +90,31 @@ HEAD = (
     show_default=True,
     help="Engine; any: the best of all.",
 )
+@click.option(
+    "--serving-mode",
+    type=click.Choice(list(_MODES)),
+    default="agg",
+    show_default=True,
+    help="agg, which `aegis submit` serves; disagg, which takes a router of your own; or the smaller of both.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list, the smallest machine first.")
 def command(**options: Any) -> None:
-    r"""Say how many GPUs and nodes a load needs on each machine: by default, all platforms that have a profile.
+    """Say how many GPUs and nodes a load needs on each machine: by default, all platforms that have a profile.
 
     \b
     aegis plan size --model LLAMA3.1_70B --rate 5 --isl 2000 --osl 300 --requests 1000000
-    """
+    """  # noqa: D301 - \\b keeps click from filling the line
     need = _need(options)
-    load, targets = asked(options)
+    load, targets = asked_load(options), asked_targets(options)
     wish = Wish(
         model=options["model"],
         load=load,
         targets=targets,
         estimator=chosen_estimator(options),
+        calibration=chosen_calibration(options),
         backend=options["backend"],
+        modes=_MODES[options["serving_mode"]],
+        database_mode=options["database_mode"],
         where=flag,
     )
     problems = [str(problem) for problem in check_load(wish)]
@@ -110,8 +139,9 @@ def _need(options: dict[str, Any]) -> Need:
     Raises:
         ConfigError: a number that cannot be meant.
     """
-    if not options["rate"] > 0:
-        raise ConfigError(f"--rate: {options['rate']:g} requests/s need nothing", hint="it is above 0")
+    if not LEAST_RATE <= options["rate"] <= MOST_RATE:
+        hint = f"it is at least {LEAST_RATE:g}, at most {MOST_RATE:g}"
+        raise ConfigError(f"--rate: {options['rate']:g} requests/s are no load", hint=hint)
     if not 0 <= options["headroom"] < 1:
         raise ConfigError(
             f"--headroom: {options['headroom']:g} is no share", hint="it is at least 0 and below 1"
@@ -148,11 +178,13 @@ def _print(offers: Sequence[Offer]) -> None:
         click.echo(table(HEAD, rows))
     for each in offers:
         if each.sizing is None:
-            click.echo(
-                f"{each.place.name} ({each.place.system}): {shortened(each.why_none or '', 200)}", err=True
-            )
+            click.echo(f"{_name(each.place)}: {shortened(each.why_none or '', 200)}", err=True)
     for note in dict.fromkeys(note for each in offers if each.sizing for note in each.notes):
         click.echo(f"note: {note}", err=True)
+
+
+def _name(place: Place) -> str:
+    return place.name if place.name == place.system else f"{place.name} ({place.system})"
 
 
 def _row(offer: Offer) -> tuple[object, ...]:

@@ -29,7 +29,7 @@ def command() -> None:
     """
 
 
-@command.command("list", cls=PlanCommand)
+@command.command("list", cls=PlanCommand, short_help="List the tables there are.")
 @click.option("--system", metavar="NAME", help="Only of this system.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_tables(system: str | None, as_json: bool) -> None:
@@ -67,7 +67,7 @@ def list_tables(system: str | None, as_json: bool) -> None:
         click.echo(f"\nestimated by a formula, without tables: {', '.join(bare)}")
 
 
-@command.command("import", cls=PlanCommand)
+@command.command("import", cls=PlanCommand, short_help="Convert the tables of an AIConfigurator package.")
 @click.argument("package_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--lossless", is_flag=True, help="Keep every digit (files are several times larger).")
 @click.option("--system", "systems", multiple=True, metavar="NAME", help="Only this system. Repeatable.")
@@ -95,7 +95,7 @@ def import_tables(
             click.echo(f"{info.file}: {said}")
 
 
-@command.command(cls=PlanCommand)
+@command.command(cls=PlanCommand, short_help="Find tables that contradict their neighbours.")
 @click.option("--system", metavar="NAME", help="Only of this system.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(system: str | None, as_json: bool) -> None:
@@ -104,6 +104,8 @@ def check(system: str | None, as_json: bool) -> None:
 
     infos = _tables(system)
     if not infos:
+        if system is not None:
+            load_system(system)  # says which one may have been meant
         raise NotFoundError(f"no tables of {system}", hint="`aegis plan tables list` shows all there are")
     findings: list[Finding] = []
     with Progress() as progress:

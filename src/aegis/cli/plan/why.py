@@ -6,7 +6,17 @@ from typing import Any
 
 import click
 
-from aegis.cli.plan.load import asked, chosen_estimator, estimator_options, flag, load_options
+from aegis.cli.plan.load import (
+    asked_load,
+    asked_targets,
+    chosen_calibration,
+    chosen_estimator,
+    database_mode_option,
+    estimator_options,
+    flag,
+    load_options,
+    target_options,
+)
 from aegis.cli.plan.options import PlanCommand, Progress, unmet
 from aegis.cli.render import print_json
 from aegis.planner.defaults import fill
@@ -27,15 +37,17 @@ from aegis.planner.why import why
 )
 @click.option("--backend-version", metavar="VERSION", help="Of the tables (default: newest).")
 @load_options
+@target_options
+@database_mode_option
 @estimator_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list, one element for each mode.")
 def command(**options: Any) -> None:
-    r"""Say what binds the best configurations: memory, compute, links or a target; and why other splits lose.
+    """Say what binds the best configurations: memory, compute, links or a target; and why other splits lose.
 
     \b
     aegis plan why --model LLAMA3.1_70B --total-gpus 16 --system h100_sxm --tpot 20
-    """
-    load, targets = asked(options)
+    """  # noqa: D301 - \\b keeps click from filling the line
+    load, targets = asked_load(options), asked_targets(options)
     wanted = questions(
         options["model"],
         options["total_gpus"],
@@ -49,7 +61,8 @@ def command(**options: Any) -> None:
         mtp=None,
         top_n=TOP_N,
         estimator=chosen_estimator(options),
-        database_mode="SILICON",
+        database_mode=options["database_mode"],
+        calibration=chosen_calibration(options),
         where=flag,
     )
     with Progress() as progress:
@@ -63,5 +76,7 @@ def command(**options: Any) -> None:
         from aegis.planner.report.binding import report  # noqa: PLC0415 - JSON needs none of it
 
         click.echo(report(reasons))
+    for note in dict.fromkeys(note for answer in plan.answers for note in answer.notes):
+        click.echo(f"note: {note}", err=True)
     if not plan.meets_targets:
         raise unmet(plan)

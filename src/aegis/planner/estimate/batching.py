@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from aegis.planner.arrays import distinct
+
 if TYPE_CHECKING:
     from aegis.planner.estimate.worker import Worker
     from aegis.planner.operations import Floats
@@ -62,12 +64,10 @@ class TabulatedTimes:
     def __init__(self, worker: Worker, load: Load, *, users: int, context_tokens: int) -> None:
         requests = np.arange(users + 1)
         if context_tokens % load.isl:
-            chunks = np.unique(
-                np.linspace(context_tokens / _CHUNKS, context_tokens, _CHUNKS).astype(np.int64)
-            )
+            chunks = distinct(np.linspace(context_tokens / _CHUNKS, context_tokens, _CHUNKS).astype(np.int64))
         else:
             chunks = np.arange(load.isl, context_tokens + 1, load.isl)
-        lengths = np.unique(np.linspace(load.isl + 1, load.isl + load.osl, _LENGTHS).astype(np.int64))
+        lengths = distinct(np.linspace(load.isl + 1, load.isl + load.osl, _LENGTHS).astype(np.int64))
         self._mixed = _Lines(chunks, worker.mixed(chunks, requests[:, None], load))
         self._decode = _Lines(lengths, worker.decode(np.maximum(requests, 1)[:, None], lengths))
 

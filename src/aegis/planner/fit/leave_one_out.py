@@ -73,7 +73,7 @@ def leave_one_out(
 
     Args:
         where: systems with tables; None: all that come with the project.
-        say: told which system is next; the whole takes some minutes.
+        say: told which system is next; the whole takes some twenty seconds.
     """
     where = places() if where is None else where
     drawn = {place.tables: samples(place.system, place.tables) for place in where}

@@ -9,11 +9,11 @@ from aegis.planner.perf.efficiency import Band, Factor
 FACTORS = {
     "mi300x": Factor(
         compute=1.25,
-        source="AMD, Measuring Max-Achievable FLOPs (ROCm blog, 2025): 708 TFLOPS bfloat16, 1273 TFLOPS fp8 of 1307 and 2615",
+        source="AMD, Measuring Max-Achievable FLOPs (ROCm blog, 2025), as others quote it: 708 of 1307 TFLOPS bfloat16, 1273 of 2615 fp8",
     ),
     "mi250x": Factor(
         compute=1.28,
-        source="CoralGemm on Frontier, 111 TFLOPS fp16 of 191.5 for a GCD (system paper, SC 2023; cited from memory)",
+        source="CoralGemm on Frontier, 111 TFLOPS fp16 of 191.5 for a GCD (system paper, SC 2023; not read again for this)",
     ),
 }
 

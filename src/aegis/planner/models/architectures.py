@@ -56,6 +56,9 @@ UNKNOWN_KINDS = {
     "Step3p5FlashForCausalLM": "attention with two sets of heads",
 }
 
+# What ends the name of an architecture that answers nothing.
+_NO_TEXT = ("MaskedLM", "Classification", "QuestionAnswering", "PreTraining", "Embedding", "RewardModel")
+
 # Norms of queries and keys that are priced (config.json does not say so itself).
 _QK_NORM = frozenset({"Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "MiniMaxM2ForCausalLM"})
 
@@ -71,6 +74,12 @@ def family_of(architecture: str, config: Mapping[str, Any], *, experts: int) -> 
             f"models of architecture {architecture} cannot be planned yet: {UNKNOWN_KINDS[architecture]}",
             hint="a model of the same size with plain attention gives a first idea",
         )
+    if architecture.endswith(_NO_TEXT) or architecture.startswith(("Bert", "Roberta", "XLMRoberta")):
+        raise ConfigError(
+            f"models of architecture {architecture} generate no text", hint="a plan is for models that do"
+        )
+    if config.get("is_encoder_decoder"):
+        raise ConfigError("models with an encoder for their input cannot be planned")
     if architecture in FAMILIES:
         return FAMILIES[architecture]
     if config.get("index_topk") and config.get("kv_lora_rank"):

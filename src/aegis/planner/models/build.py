@@ -8,8 +8,9 @@ from aegis.planner.models.families import deepseek, dense, hybrid, moe, nas, nem
 from aegis.planner.models.families.step import Lanes, Step
 from aegis.planner.models.graph import Graph
 from aegis.planner.models.keep import embedding_weights, kv_groups, weights_of
-from aegis.planner.models.limits import check_split
+from aegis.planner.models.limits import check_split, check_within_node
 from aegis.planner.models.mtp import generation_factor
+from aegis.planner.models.wide import transports_of
 from aegis.planner.problem import Mtp
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from aegis.planner.estimator import Rules
     from aegis.planner.models.shapes import Family, ModelShape
     from aegis.planner.operations import Operation
-    from aegis.planner.problem import Backend, Parallel, Quantization
+    from aegis.planner.problem import Backend, Parallel, Quantization, WideExperts
     from aegis.planner.systems import System
 
 OPERATIONS: dict[Family, Callable[[Step], list[Operation]]] = {
@@ -47,6 +48,7 @@ def build_graph(
     mtp: Mtp | None = None,
     lanes: Lanes | None = None,
     corrections: frozenset[str] = frozenset(),
+    wide: tuple[WideExperts, ...] = (),
 ) -> Graph:
     """Return what one GPU of one worker computes and keeps.
 
@@ -60,12 +62,16 @@ def build_graph(
         mtp: drafted tokens; None: none.
         lanes: kernel sources of attention; None: all together.
         corrections: names of planner.estimator; "logits-in-prefill" is looked at here.
+        wide: sizes of groups of GPUs whose experts are reached by a measured transport.
 
     Raises:
         SplitError: the model cannot be split in this way.
     """
     mtp = Mtp() if mtp is None else mtp
     check_split(model, split, quantization, backend=backend, rules=rules, mtp=mtp)
+    transports = transports_of(split, wide, backend)
+    if transports is None and rules == "current":
+        check_within_node(split, system)
     groups = kv_groups(model, split, quantization, rules)
     build = OPERATIONS[model.family]
 
@@ -82,9 +88,12 @@ def build_graph(
         lanes=Lanes() if lanes is None else lanes,
         cached_bytes=sum(group.bytes_per_token for group in groups),
         corrections=corrections,
+        wide=transports,
     )
     context = build(first)
-    weights = weights_of(context, rules) + embedding_weights(model, split, rules)
+    weights = weights_of(context, rules)
+    if any(each.name == first.embedding().name for each in context):
+        weights += embedding_weights(model, split, rules)
     if model.indexer is not None:
         weights += sparse.attention_weights(first)
     return Graph(
@@ -98,4 +107,5 @@ def build_graph(
         hidden=model.hidden,
         experts=model.experts,
         topk=model.topk,
+        wide=transports is not None,
     )

@@ -93,6 +93,8 @@ def _shape(
         raise fields.error(HIDDEN[0], f"is {hidden}, less than {heads} heads")
     if family in LATENT_FAMILIES and not experts:
         raise fields.error(EXPERTS[1], "is missing: latent attention is known with experts only")
+    if fields.count(*KV_HEADS) > heads:
+        raise fields.error(KV_HEADS[0], f"is {fields.count(*KV_HEADS)}, more than the {heads} heads")
     default_kv = 0 if family == "NEMOTRONNAS" else heads
     return ModelShape(
         name=name,

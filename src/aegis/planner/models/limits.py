@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from aegis.planner.estimator import Rules
     from aegis.planner.models.shapes import ModelShape
     from aegis.planner.problem import Backend, Mtp, Parallel, Quantization
+    from aegis.planner.systems import System
 
 # The guide's rules know no attention of fewer heads on a GPU, and no wider experts.
 FEWEST_HEADS = 4
@@ -61,6 +62,19 @@ def check_split(
         _check_context_parallel(model, split, backend)
     if model.has_experts:
         _check_experts(model, split, "" if rules == "guide" else quantization.moe)
+
+
+def check_within_node(split: Parallel, system: System) -> None:
+    """Check that experts are not spread over more than a node: only measured transports reach further.
+
+    Raises:
+        SplitError: they are.
+    """
+    if split.moe_ep > system.gpus_per_node and not system.estimated:
+        raise SplitError(
+            f"experts on {split.moe_ep} GPUs are on several nodes of {system.gpus_per_node}: "
+            f"no transport of their tokens was measured on {system.name}"
+        )
 
 
 def _check_guide(model: ModelShape, split: Parallel, mtp: Mtp) -> None:

@@ -39,7 +39,7 @@ def find_model(name: str) -> ModelShape:
     if known is None or (path.suffix == ".json" and path.is_file()):
         if _is_there(path):
             return read_config(path)
-        raise ConfigError(f"`{name}` is no model that is known", hint=_hint(name))
+        raise _unknown(name, path)
     return _shipped_model(known, name)
 
 
@@ -91,6 +91,18 @@ def _is_there(path: Path) -> bool:
         return path.is_file() or (path / "config.json").is_file()
     except OSError:  # a name that is too long for a path
         return False
+
+
+def _unknown(name: str, path: Path) -> ConfigError:
+    """Return the error of a name that leads to no model: of a path, what is missing there."""
+    try:
+        if path.is_dir():
+            return ConfigError(f"{name}: this folder has no config.json", hint="name the folder of a model")
+    except OSError:  # a name that is too long for a path
+        pass
+    if path.suffix == ".json":
+        return ConfigError(f"{name}: there is no such file")
+    return ConfigError(f"`{name}` is no model that is known", hint=_hint(name))
 
 
 def _hint(name: str) -> str:

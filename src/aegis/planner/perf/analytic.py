@@ -162,7 +162,9 @@ class Analytic:
         return zigzag(kernel, at.length, at.prefix, op.cp)
 
     def _moe(self, op: Moe, at: Query) -> Floats:
-        experts = work.Experts(op.topk, op.experts, op.hidden, op.inter, op.moe_tp, op.moe_ep)
+        experts = work.Experts(
+            op.topk, op.experts, op.hidden, op.inter, op.moe_tp, op.moe_ep, 3 if op.gated else 2
+        )
         tokens = np.maximum(at.tokens * op.attention_dp, 1)
         skewed = op.distribution.startswith("power_law")
         return self._curve("moe", op.quant, work.moe(self.system, op.quant, experts, tokens, skewed=skewed))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aegis.planner.arrays import distinct
 from aegis.planner.operations import NoData
 from aegis.planner.perf import block_light as light
 from aegis.planner.perf.curves import Curve
@@ -118,7 +119,7 @@ class Blocks:
             return prefill(heads, at.prefix, at.length, at.batch)
         grid = self._lookups.block(op, self._lanes(op), lambda rows: Grid(rows, prefill))
         result = np.empty(np.broadcast_shapes(at.batch.shape, at.length.shape, at.prefix.shape))
-        for prefix in np.unique(at.prefix):
+        for prefix in distinct(at.prefix):
             chosen = np.broadcast_to(at.prefix == prefix, result.shape)
             batch, length = (np.broadcast_to(axis, result.shape)[chosen] for axis in (at.batch, at.length))
             result[chosen] = grid((heads, int(prefix)), length, batch)

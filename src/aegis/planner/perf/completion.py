@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
+from aegis.planner.arrays import distinct
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -46,7 +48,7 @@ def complete(
     """
     measured = tuple(rows.axes[axis] for axis in target.order)
     latency = rows.latency if floor is None else np.maximum(rows.latency, floor(*measured))
-    there = tuple(np.unique(axis) for axis in measured)
+    there = tuple(distinct(axis) for axis in measured)
     planes_too = there[0].size > 1
     wanted = (tuple(key for key in target.x if planes_too and key >= there[0][0]), target.y, target.z)
     x, y, z = (

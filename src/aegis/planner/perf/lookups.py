@@ -17,7 +17,7 @@ from aegis.planner.operations import (
 from aegis.planner.perf.curves import Curve
 from aegis.planner.perf.grid import Grid
 from aegis.planner.perf.sites import Sites
-from aegis.planner.tables.slices import Slice
+from aegis.planner.tables.slices import LAYOUTS, Slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from aegis.planner.tables.slices import Key, Tables
 
 T = TypeVar("T")
-_ELSEWHERE = "another split or number format, or --database-mode HYBRID"
+ELSEWHERE = "another split or number format, or --database-mode HYBRID"
 
 
 class Lookups:
@@ -169,11 +169,11 @@ class Lookups:
             keys = [(quant, op.stage) for quant in (op.quant, "bfloat16")]
             table = self._slice("mla_bmm", keys, op)
             for heads in (op.heads, 1 << (op.heads - 1).bit_length()):
-                rows = _narrow(table, (heads,))
+                rows = narrow(table, (heads,))
                 if len(rows.latency):
                     curve = Curve(rows.axes[-1], rows.latency, lambda tokens: self._light.mla_bmm(op, tokens))
                     return curve, op.heads / heads
-            raise NoData(f"{op.name}: not measured for {op.heads} heads", hint=_ELSEWHERE)
+            raise NoData(f"{op.name}: not measured for {op.heads} heads", hint=ELSEWHERE)
 
         return self._once(("mla_bmm", op.quant, op.stage, op.heads), build)
 
@@ -190,7 +190,7 @@ class Lookups:
             if table is None:
                 key = (lane, op.quant, "uniform")
                 table = self._tables.load("moe", key)
-            rows = None if table is None else _narrow(table, site)
+            rows = None if table is None else narrow(table, site)
             if rows is None or len(rows.latency) == 0:
                 return None
             self.used.add(("moe", key))
@@ -206,7 +206,7 @@ class Lookups:
         """
         return self._once(
             ("custom_allreduce", gpus),
-            lambda: self._message(_narrow(self._slice("custom_allreduce", [()]), (gpus,)), gpus),
+            lambda: self._message(narrow(self._slice("custom_allreduce", [()]), (gpus,)), gpus),
         )
 
     def collective(self, kind: CollectiveKind, gpus: int) -> tuple[Curve, int]:
@@ -219,7 +219,7 @@ class Lookups:
         def build() -> tuple[Curve, int]:
             table = self._slice("nccl", [(kind,)])
             most = min(gpus, int(table.axes[0][-1]))
-            return self._message(_narrow(table, (most,)), most), most
+            return self._message(narrow(table, (most,)), most), most
 
         return self._once(("nccl", kind, gpus), build)
 
@@ -246,7 +246,7 @@ class Lookups:
 
     def _message(self, rows: Slice, gpus: int) -> Curve:
         if len(rows.latency) == 0:
-            raise NoData(f"no collectives of {gpus} GPUs were measured", hint=_ELSEWHERE)
+            raise NoData(f"no collectives of {gpus} GPUs were measured", hint=ELSEWHERE)
         return Curve(rows.axes[-1], rows.latency, np.asarray)  # beyond its ends, time grows with the size
 
     def _slice(self, operation: str, keys: Iterable[Key], op: Leaf | None = None) -> Slice:
@@ -258,10 +258,8 @@ class Lookups:
                 self.used.add((operation, key))
                 return table
         where = f"{self._tables.backend} {self._tables.version} on {self._tables.system}"
-        what = operation if op is None else f"{op.name} ({operation})"
-        raise NoData(
-            f"{what}: no {', '.join(str(part) for part in keys[0])} in the tables of {where}", hint=_ELSEWHERE
-        )
+        what = operation if op is None or op.name == operation else f"{op.name} ({operation})"
+        raise NoData(f"{what}: no {_in_words(operation, keys[0])} in the tables of {where}", hint=ELSEWHERE)
 
     def _once(self, name: Hashable, build: Callable[[], T]) -> T:
         """Build a thing the first time; a NoData is remembered too."""
@@ -276,7 +274,7 @@ class Lookups:
         return found  # type: ignore[return-value]
 
 
-def _narrow(table: Slice, values: tuple[int, ...]) -> Slice:
+def narrow(table: Slice, values: tuple[int, ...]) -> Slice:
     """Return the rows whose first axes have these values."""
     start, stop = 0, len(table.latency)
     for axis, value in zip(table.axes, values, strict=False):
@@ -284,3 +282,11 @@ def _narrow(table: Slice, values: tuple[int, ...]) -> Slice:
         stop = start + int(part.searchsorted(value, side="right"))
         start += int(part.searchsorted(value, side="left"))
     return Slice(tuple(axis[start:stop] for axis in table.axes), table.latency[start:stop])
+
+
+def _in_words(operation: str, key: Key) -> str:
+    """Return what chooses a slice, with the names of its columns where there are several."""
+    if len(key) == 1:
+        return str(key[0])
+    columns = zip(LAYOUTS[operation].key, key, strict=True)
+    return ", ".join(f"{name} {value}" for name, value in columns if value not in {"default", 0})

@@ -11,6 +11,7 @@ from aegis.planner.operations import (
     Collective,
     ContextAttention,
     ContextMla,
+    ExpertExchange,
     Gemm,
     GenerationAttention,
     GenerationMla,
@@ -24,9 +25,9 @@ from aegis.planner.operations import (
 from aegis.planner.operations import Measured as Block
 from aegis.planner.perf.blocks import Blocks
 from aegis.planner.perf.empirical import Empirical
-from aegis.planner.perf.lookups import Lookups
 from aegis.planner.perf.sites import rows_of
 from aegis.planner.perf.sol import SpeedOfLight, per_gpu, zigzag
+from aegis.planner.perf.wide import WideLookups
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,7 +62,7 @@ class Measured:
         self.mode = mode
         self._tables = tables
         light = SpeedOfLight(system, extras_per_token=extras_per_token)
-        self._lookups = Lookups(tables, light)
+        self._lookups = WideLookups(tables, light)
         silicon = _Silicon(light, self._lookups, strict=mode == "HYBRID")
         empirical = Empirical(light, self._lookups, tables)
         chains: dict[DatabaseMode, tuple[_Silicon | SpeedOfLight | Empirical, ...]] = {
@@ -104,7 +105,7 @@ class Measured:
 class _Silicon:
     """Tables alone."""
 
-    def __init__(self, light: SpeedOfLight, lookups: Lookups, *, strict: bool) -> None:
+    def __init__(self, light: SpeedOfLight, lookups: WideLookups, *, strict: bool) -> None:
         self._strict = strict  # the speed of light does not stand in: something else estimates
         self._light = light
         self._lookups = lookups
@@ -124,6 +125,9 @@ class _Silicon:
                 return self._context_attention(operation, at)
             case GenerationAttention():
                 return self._generation_attention(operation, at)
+            case ExpertExchange():
+                tokens = (at.tokens // operation.attention_split).astype(np.float64)
+                return self._lookups.exchange(operation, self._system.gpus_per_node)(tokens)
             case Moe():
                 return self._moe(operation, (at.tokens * operation.attention_dp).astype(np.float64))
             case Collective():
@@ -186,6 +190,9 @@ class _Silicon:
         return value / _SAMPLES
 
     def _moe(self, op: Moe, tokens: Floats) -> Floats:
+        wide = self._lookups.wide_moe(op) if op.wide else None
+        if wide is not None:
+            return wide(tokens)
         usual = self._lookups.moe(op, "default")
         few = None
         if op.quant == "nvfp4" and op.gated and (tokens <= _FEW_TOKENS).any():

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aegis.planner.arrays import distinct
+
 if TYPE_CHECKING:
     from aegis.planner.operations import Floats, Ints
 
@@ -35,7 +37,7 @@ class Nearest:
         """Return points and squared distances (queries, count) of queries (queries,); the farthest comes last."""
         row, column = (np.floor(axis / self._cell).astype(np.int64) + _CELLS // 2 for axis in (y, z))
         code = row * _CELLS + column
-        self._learn(np.unique(code))
+        self._learn(distinct(code))
         cell = self._codes.searchsorted(code)
         step = max(1, _PAIRS // self._near.shape[1])
         parts = [
@@ -60,7 +62,7 @@ class Nearest:
 
     def _learn(self, codes: Ints) -> None:
         """Find the candidates of cells that are new."""
-        codes = codes[~np.isin(codes, self._codes)]
+        codes = codes[np.append(self._codes, -1)[self._codes.searchsorted(codes)] != codes]
         if len(codes) == 0:
             return
         least = self._offset + np.zeros((len(codes), 1))

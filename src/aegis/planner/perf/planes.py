@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aegis.planner.arrays import distinct
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -76,12 +78,12 @@ def one_sided(value: Floats, side: Floats, light: Floats, at_side: Floats) -> Fl
 
 def _slots(keys: Ints) -> Ints:
     """Where slots begin: at each key, one that holds the key alone, and one for what lies between it and the next."""
-    return np.unique(np.concatenate((keys, keys + 1)))
+    return distinct(np.concatenate((keys, keys + 1)))
 
 
 def _lines(starts: Ints, z: Ints, latency: Floats) -> tuple[Floats, Floats, Ints]:
     """Return at_zero and slope for (rows + 1, slots + 1), flat, and where the slots begin."""
-    z_bounds = _slots(np.unique(z))
+    z_bounds = _slots(distinct(z))
     rows = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(z))))
     scale = int(z_bounds[-1]) + 1
     ours = (np.arange(len(starts)) * scale)[:, None] + z_bounds

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aegis.planner.arrays import distinct
 from aegis.planner.operations import NoData
 from aegis.planner.perf.curves import Curve
 from aegis.planner.perf.sol import per_gpu
@@ -59,9 +60,9 @@ class Sites:
         if site < len(self._code) and self._code[site] == code:
             return self._curve(site)(m)
         result = np.empty(m.shape)
-        edges = np.unique(np.concatenate((self._first, self._last + 1)))
+        edges = distinct(np.concatenate((self._first, self._last + 1)))
         segment = edges.searchsorted(m, side="right")
-        for each in np.unique(segment):
+        for each in distinct(segment):
             chosen = segment == each
             here = m[chosen]
             result[chosen] = self._light.gemm(self._quant, here, n, k) / self._utilisation(

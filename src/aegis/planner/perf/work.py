@@ -160,6 +160,7 @@ class Experts(NamedTuple):
     inter: Dimension
     moe_tp: Dimension
     moe_ep: Dimension
+    matrices: Dimension = 3  # of an expert: gate, up, down
 
 
 def moe(system: System, quant: str, at: Experts, tokens: Dimension, *, skewed: bool) -> Work:
@@ -167,14 +168,14 @@ def moe(system: System, quant: str, at: Experts, tokens: Dimension, *, skewed: b
 
     An expert's weights are read if any token goes to it: of E experts, E (1 - exp(-tokens topk / E)) are expected.
     """
-    topk, experts, hidden, inter, tensor, parallel = _floats(*at)
+    topk, experts, hidden, inter, tensor, parallel, matrices = _floats(*at)
     (tokens,) = _floats(tokens)
     rate = flops_of(quant, system)
     routed, width, local = tokens * topk / parallel, inter / tensor, experts / parallel
     each = tokens * topk / experts
-    compute = _MS * 6 * routed * hidden * width / rate
+    compute = _MS * 2 * matrices * routed * hidden * width / rate
     read = local * -np.expm1(-each)
-    moved = 3 * read * hidden * width * bytes_of(quant) + 2 * routed * (2 * hidden + 3 * width)
+    moved = matrices * read * hidden * width * bytes_of(quant) + 2 * routed * (2 * hidden + matrices * width)
     memory = _MS * moved / system.memory_bandwidth
     shape = (
         np.log1p(_TILE / each),

@@ -17,7 +17,10 @@ _SAYS = {
     "TPOT target": "the TPOT target: a larger batch misses it",
     "TTFT target": "the TTFT target: a larger batch misses it",
     "request latency target": "the target for the whole request: a larger batch misses it",
+    "rate matching": "the balance of prefill and decode workers: a larger batch would wait for prompts",
+    "search": "the search, which kept no larger batch of this split",
     "saturation": "nothing that a larger batch would help: throughput no longer grows",
+    "replica": "how workers are put together: a larger batch delivers more of a worker, but not of all GPUs",
     "largest batch tried": "the largest batch that is tried",
 }
 

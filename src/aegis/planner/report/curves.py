@@ -86,6 +86,7 @@ def _facts(experiment: Experiment, candidate: Candidate, row: dict[str, Any]) ->
     replicas = candidate.replicas(experiment.total_gpus)
     facts = [
         ("tokens/s/GPU", f"{row[Y]:.2f}"),
+        ("of all GPUs", f"{candidate.cluster_throughput(experiment.total_gpus):.2f}"),
         ("tokens/s/user", f"{row[X]:.2f}"),
         ("TTFT", f"{candidate.ttft:.2f} ms"),
         ("TPOT", f"{candidate.tpot:.2f} ms"),

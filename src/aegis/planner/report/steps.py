@@ -27,9 +27,33 @@ def report(estimate: Estimate) -> str:
     )
 
 
+def summary(estimates: Sequence[Estimate]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the head and a line for each of several batch sizes."""
+    head = ("BATCH", "CONCURRENCY", "TTFT", "TPOT", "REQUESTS/S", "TOKENS/S/GPU", "TOKENS/S/USER", "MEMORY")
+    return head, [
+        (
+            str(each.batch),
+            str(each.concurrency),
+            f"{each.ttft:.2f} ms",
+            f"{each.tpot:.3f} ms",
+            f"{each.requests_per_s:.3f}",
+            f"{each.tokens_per_s_gpu:.2f}",
+            f"{each.tokens_per_s_user:.2f}",
+            f"{sum(each.memory.values()):.1f} GiB{'' if each.fits else ', does not fit'}",
+        )
+        for each in estimates
+    ]
+
+
 def _delivered(estimate: Estimate) -> Iterator[str]:
     band = f"  (estimated: +-{estimate.uncertainty:.0%})" if estimate.uncertainty else ""
-    yield f"{estimate.label}: {estimate.split.gpus} GPUs, batch {estimate.batch}, {estimate.context_tokens} context tokens{band}"
+    gpus = f"{estimate.split.gpus} GPU{'s' * (estimate.split.gpus > 1)}"
+    yield f"{estimate.label}: {gpus}, batch {estimate.batch}, {estimate.context_tokens} context tokens{band}"
+    formats = estimate.quantization
+    experts = (
+        f", experts {formats.moe}" if any(part.kind == "experts" for part in estimate.steps[0].parts) else ""
+    )
+    yield f"  weights {formats.gemm}{experts}, KV cache {formats.kv_cache}, prefill attention {formats.fmha}"
     rows = (
         ("TTFT", f"{estimate.ttft:.2f} ms"),
         ("TPOT", f"{estimate.tpot:.3f} ms"),

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aegis.planner.arrays import distinct
+
 if TYPE_CHECKING:
     from aegis.planner.estimator import Rules
     from aegis.planner.operations import Ints
@@ -27,5 +29,5 @@ def context_tokens(isl: int, *, rules: Rules, chunked: bool) -> Ints:
         fine, coarse = max(isl, fine), -(-max(coarse, fine, isl) // isl) * isl
     first = fine * np.arange(1, -(-_FINE_UNTIL // fine) + 1)
     then = np.arange(first[-1] + coarse, most + 1, coarse)
-    sizes: Ints = np.unique(np.concatenate([first, then, [isl, 2 * isl]]))
+    sizes: Ints = distinct(np.concatenate([first, then, [isl, 2 * isl]]))
     return sizes[sizes <= most]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from aegis.planner.answer import Candidate, Workers
+from aegis.planner.arrays import distinct
 from aegis.planner.estimate import queueing
 from aegis.planner.estimate.aggregated import HOST
 from aegis.planner.operations import NoData
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from aegis.planner.answer import Role
+    from aegis.planner.estimate.memory import Bools
     from aegis.planner.estimate.worker import Worker
     from aegis.planner.estimator import Estimator
     from aegis.planner.operations import Floats, Ints
@@ -58,6 +60,9 @@ class Points(NamedTuple):
     gpus: Ints
     tp: Ints
     memory: Floats  # GiB
+    rank: (
+        Floats  # requests/s of a GPU; GPUs that share a prompt count as one, as aiconfigurator 0.12.0 has it
+    )
 
     def take(self, index: Ints) -> Points:
         """Return some of them, in this order."""
@@ -90,7 +95,7 @@ def sweep_disagg(
 ) -> list[Candidate]:
     """Return the best replicas for every pair of targets; empty where no worker fits or is fast enough.
 
-    `same_tp`: the engine hands its KV cache on only between workers of the same tensor split.
+    `same_tp`: the engine hands its KV cache on only between workers of the same tensor split, or with wide experts.
     """
     search = Search(prefill, decode, load, targets, tuning, estimator, RULES[estimator.rules])
     before, after = _prefill_points(search), _decode_points(search)
@@ -104,7 +109,7 @@ def sweep_disagg(
     matching = match(Pool(before.rate, before.gpus), Pool(after.rate, after.gpus), limits, scales=scales)
     allowed = matching.gpus > 0
     if same_tp:
-        allowed &= before.tp[:, None] == after.tp
+        allowed &= (before.tp[:, None] == after.tp) | _any_wide(search, before, after)
     ttft = _ttft(search, before, after, matching)
     with np.errstate(divide="ignore", invalid="ignore"):
         throughput = np.where(allowed, matching.rate * load.osl / matching.gpus, -np.inf)
@@ -112,6 +117,13 @@ def sweep_disagg(
     choose = _choose_guide if estimator.rules == "guide" else _choose_current
     chosen = dict.fromkeys(choose(search, field, pairs(load, targets, estimator)))
     return [_candidate(search, field, *each) for each in chosen]
+
+
+def _any_wide(search: Search, before: Points, after: Points) -> Bools:
+    """Tell of every pair whether either worker has wide experts."""
+    first = np.array([worker.graph.wide for worker in search.prefill])[before.worker]
+    second = np.array([worker.graph.wide for worker in search.decode])[after.worker]
+    return np.asarray(first[:, None] | second)
 
 
 class Field(NamedTuple):
@@ -161,10 +173,9 @@ def _points(rows: list[Points]) -> Points:
     """Join the points of all workers; rounded as the rows of a table are: ties depend on it."""
     if not rows:
         nothing, none = np.empty(0), np.empty(0, dtype=np.int64)
-        return Points(none, none, nothing, nothing, nothing, none, none, nothing)
+        return Points(none, none, nothing, nothing, nothing, none, none, nothing, nothing)
     joined = Points(*(np.concatenate(column) for column in zip(*rows, strict=True)))
-    best_first = np.argsort(-np.round(joined.rate / joined.gpus, 3), kind="stable")
-    return joined.take(best_first)
+    return joined.take(np.argsort(-joined.rank, kind="stable"))
 
 
 def _worker_points(
@@ -172,16 +183,18 @@ def _worker_points(
 ) -> Points:
     """Return the points of one worker that serves `batch` requests of an attention group in `whole` ms."""
     split = worker.split
+    rate = np.round(batch * split.dp * split.pp / whole * 1000, 3)
     user: Floats = np.divide(1000.0, latency, out=np.zeros(latency.shape), where=latency > 0)
     return Points(
         np.full(batch.shape, index),
         batch,
         np.round(latency, 3),
         np.round(user, 3),
-        np.round(batch * split.dp * split.pp / whole * 1000, 3),
+        rate,
         np.full(batch.shape, split.gpus),
         np.full(batch.shape, split.tp),
         np.round(memory, 3),
+        np.round(rate * split.cp / split.gpus, 3),
     )
 
 
@@ -231,7 +244,7 @@ def _choose_current(search: Search, field: Field, wanted: Sequence[Pair]) -> Ite
         columns = np.array(
             [
                 _best_decode(np.flatnonzero(after.worker == worker), field, tpots, throughput, gpus)
-                for worker in np.unique(after.worker)
+                for worker in distinct(after.worker)
             ]
         )  # (splits, targets), -1: none
         score = np.where(columns >= 0, np.round(throughput[columns], 3), -np.inf)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from aegis.planner.arrays import distinct
+
 if TYPE_CHECKING:
     from aegis.planner.estimator import Rules
     from aegis.planner.operations import Floats, Ints
@@ -58,9 +60,9 @@ def match(prefill: Pool, decode: Pool, limits: Bounds, *, scales: tuple[float, f
     counts = np.zeros((2, *shape), dtype=np.int64)
     gpus = np.zeros(shape, dtype=np.int64)
     rate = np.zeros(shape)
-    for p_gpus in np.unique(prefill.gpus):
+    for p_gpus in distinct(prefill.gpus):
         rows = np.flatnonzero(prefill.gpus == p_gpus)
-        for d_gpus in np.unique(decode.gpus):
+        for d_gpus in distinct(decode.gpus):
             columns = np.flatnonzero(decode.gpus == d_gpus)
             x, y = _replicas(int(p_gpus), int(d_gpus), limits)
             if not len(x):

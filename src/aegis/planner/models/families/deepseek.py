@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aegis.planner.models.families import experts
+from aegis.planner.models.families import experts, wide
 from aegis.planner.operations import (
     ContextMla,
     Fallback,
@@ -30,14 +30,17 @@ TABLE_HEADS = (
 
 def operations(step: Step) -> list[Operation]:
     """Return the operations of one step."""
-    layers = step.model.layers
+    shared_format = step.part_format("shared")
+    if step.transport and step.backend == "sglang":
+        return [*wide.latent_attention(step), *expert_block(step, shared_format=shared_format)]
+    count, layer = step.model.layers, wide.started_early(step)
     return [
         step.embedding(),
-        step.norm("add_norm_1", count=layers),
-        *_attention(step),
+        layer.norm("add_norm_1", count=count),
+        *_attention(layer),
         *step.gather_cache(),
-        step.norm("add_norm_2", count=layers),
-        *expert_block(step, shared_format=step.part_format("shared")),
+        layer.norm("add_norm_2", count=count),
+        *expert_block(layer, shared_format=shared_format),
         step.logits(),
         *_vllm_all_reduce(step),
         *step.send_on(split=False),
@@ -46,8 +49,12 @@ def operations(step: Step) -> list[Operation]:
 
 def expert_block(step: Step, *, shared_format: str | None) -> list[Operation]:
     """Return shared and routed experts: one after the other, but side by side where tokens are generated."""
-    layers = step.model.layers
-    alone = experts.shared(step, count=layers, inter=step.model.shared_inter, quant=shared_format)
+    layers, inter = step.model.layers, step.model.shared_inter
+    if step.transport:
+        return wide.expert_block(
+            step, distribution=DISTRIBUTION, shared_inter=inter, shared_format=shared_format
+        )
+    alone = experts.shared(step, count=layers, inter=inter, quant=shared_format)
     routed = experts.routed(step, count=layers, distribution=DISTRIBUTION)
     if step.in_context or step.rules == "guide" or not alone:
         return [*alone, *routed]
@@ -58,6 +65,8 @@ def _attention(step: Step) -> list[Operation]:
     """Return latent attention: as one measured piece, or where there is none, its parts."""
     formats = _Formats(step)
     parts = _parts(step, formats)
+    if step.transport and step.backend == "trtllm":
+        return _apart(step, parts)
     if step.rules == "guide" or formats.mixed:
         return parts
     whole = MlaModule(
@@ -71,6 +80,20 @@ def _attention(step: Step) -> list[Operation]:
         gemm=formats.output,
     )
     return [Fallback(name=step.named("mla_block"), primary=(whole,), otherwise=tuple(parts))]
+
+
+def _apart(step: Step, parts: list[Operation]) -> list[Operation]:
+    """Return the parts as TensorRT-LLM runs them beside wide experts: with a norm, and the cache written meanwhile."""
+    mla, layers = _sizes(step), step.model.layers
+    cached = mla.kv_rank + mla.rope_size
+    write = step.memory("rope_kvcache", cached, cached, count=layers)
+    down, *rest = (
+        Overlap(name="generation_bmm_rope_overlap", first=(each,), second=(write,))
+        if isinstance(each, MlaBmm) and each.stage == "pre"
+        else each
+        for each in parts
+    )
+    return [down, step.memory("q_a_layernorm", mla.q_rank, mla.q_rank, count=layers), *rest]
 
 
 class _Formats:

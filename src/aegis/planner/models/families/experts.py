@@ -81,6 +81,7 @@ def router_and_experts(
         quant=step.quantization.moe,
         distribution=distribution,
         gated=gated,
+        wide=step.phase if step.transport else None,
     )
     return step.gemm(
         f"{prefix}router_gemm", model.experts, model.hidden, count=count, quant="bfloat16"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aegis.planner.models.families import dense, experts
+from aegis.planner.models.families import dense, experts, wide
 
 if TYPE_CHECKING:
     from aegis.planner.models.families.step import Step
@@ -27,13 +27,15 @@ def operations(step: Step) -> list[Operation]:
         *dense.attention_block(step),
         step.norm("add_norm_2", count=layers),
         *experts.shared(step, count=layers, inter=model.shared_inter),
-        *experts.routed(
-            step,
-            count=layers,
-            distribution=DISTRIBUTION,
-            router=not guide or model.experts >= experts.FEWEST_ROUTED,
-        ),
+        *_routed(step),
         *([step.logits()] if samples else []),
         *([] if guide else step.all_reduce("embedding_ar", count=1)),
         *step.send_on(),
     ]
+
+
+def _routed(step: Step) -> list[Operation]:
+    if step.transport:
+        return wide.expert_block(step, distribution=DISTRIBUTION)
+    counts = step.rules != "guide" or step.model.experts >= experts.FEWEST_ROUTED
+    return experts.routed(step, count=step.model.layers, distribution=DISTRIBUTION, router=counts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aegis.planner.models.families import experts
+from aegis.planner.models.families import experts, wide
 from aegis.planner.models.formats import bytes_of
 from aegis.planner.operations import Measured, Overlap
 
@@ -17,13 +17,15 @@ DISTRIBUTION = "power_law_1.01"
 
 def operations(step: Step) -> list[Operation]:
     """Return the operations of one step."""
-    layers = step.model.layers
+    if step.transport and step.backend == "sglang":
+        return [*wide.around_attention(step, _attention(step)), *_experts(step)]
+    layers, layer = step.model.layers, wide.started_early(step)
     return [
         step.embedding(),
-        step.norm("add_norm_1", count=layers),
-        *_attention(step),
-        step.norm("add_norm_2", count=layers),
-        *_experts(step),
+        layer.norm("add_norm_1", count=layers),
+        *_attention(layer),
+        layer.norm("add_norm_2", count=layers),
+        *_experts(layer),
         step.logits(),
         *step.send_on(split=False),
     ]
@@ -82,6 +84,9 @@ def _experts(step: Step) -> list[Operation]:
     """Return shared and routed experts; shared ones are split as the routed ones are."""
     layers, inter = step.model.layers, step.model.shared_inter
     kept = step.model.checkpoint.format_of("shared")
+    if step.transport:
+        quant = kept if step.backend == "trtllm" else None
+        return wide.expert_block(step, distribution=DISTRIBUTION, shared_inter=inter, shared_format=quant)
     alone = experts.shared(step, count=layers, inter=inter, quant=kept, parts=step.split.moe_tp)
     routed = experts.routed(step, count=layers, distribution=DISTRIBUTION)
     if step.in_context:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aegis.planner.estimator import Rules
     from aegis.planner.models.shapes import ModelShape
     from aegis.planner.operations import Operation, Phase
-    from aegis.planner.problem import Backend, Parallel, Quantization
+    from aegis.planner.problem import Backend, Parallel, Quantization, WideExperts
     from aegis.planner.systems import System
 
 HALF = 2  # bytes of what flows between operations, and of collectives
@@ -45,11 +45,19 @@ class Step(NamedTuple):
     lanes: Lanes
     cached_bytes: float  # of one token in all layers: what context parallelism gathers
     corrections: frozenset[str]
+    wide: WideExperts | None = None  # how tokens get to experts that are spread over many GPUs
 
     @property
     def in_context(self) -> bool:
         """Whether new tokens are read (and not generated)."""
         return self.phase == "context"
+
+    @property
+    def transport(self) -> str:
+        """The measured all-to-all that carries tokens to wide experts; empty: experts are not wide."""
+        if self.wide is None:
+            return ""
+        return self.wide.prefill if self.in_context else self.wide.decode
 
     @property
     def token_split(self) -> int:
