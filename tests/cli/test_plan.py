@@ -81,6 +81,56 @@ def test_a_plan_is_saved_where_that_is_asked_for(
     assert (saved["top_n"], saved["generated_config_version"], saved["platform"]) == (3, "1.0.0rc6", None)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--platform", "aurora"), "--platform is for the files of a deployment"),
+        (("--generated_config_version", "1.0.0"), "--generated-config-version is for the files"),
+        (("--platform", "nowhere", "--save-dir", "x"), "unknown platform `nowhere`"),
+        (("--nextn-accepted", "0.5"), "--nextn-accepted: nothing is drafted"),
+        (("--nextn", "2", "--nextn-accepted", "3"), "--nextn-accepted: more tokens are accepted"),
+        (("--nextn", "2", "--nextn-accepted", "nan"), "--nextn-accepted: more tokens are accepted"),
+        (("--nextn", "1" + "0" * 30), "--nextn: 1" + "0" * 30 + " is too many"),
+        (("--max-seq-len", "1" + "0" * 30), "is too many"),
+        (("--total-gpus", "1" + "0" * 30), "is too many"),
+        (("--system", "h100"), "did you mean `h100_pcie` or `h100_sxm`?"),
+        (("--model", "no/where/config.json"), "there is no such file"),
+        (("--model", "a\x1b[31mb"), "a\\x1b[31mb"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_before_anything_is_searched(
+    aegis: Callable[..., Outcome], flags: tuple[str, ...], said: str
+) -> None:
+    outcome = aegis(*ASKED, "--total_gpus", "8", *flags)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert outcome.out == ""
+
+
+def test_a_folder_that_holds_no_model_is_told(aegis: Callable[..., Outcome], tmp_path: Path) -> None:
+    outcome = aegis(*ASKED, "--total_gpus", "8", "--model", str(tmp_path))
+    assert outcome.code == 2
+    assert "this folder has no config.json" in outcome.err
+
+
+def test_a_request_that_takes_too_long_is_told_by_its_latency(aegis: Callable[..., Outcome]) -> None:
+    asked = (*ASKED, "--total_gpus", "8", "--request-latency", "3000", "--estimator", "guide")
+    outcome = aegis(*asked)
+    assert outcome.code == 1
+    assert "request latency of 3000 ms or less: the nearest has" in outcome.err
+    assert "first token" not in outcome.err
+
+
+def test_all_systems_are_ranked_with_what_they_compute_in(aegis: Callable[..., Outcome]) -> None:
+    outcome = aegis(*ASKED, "--total_gpus", "8", "--system", "any", "--tpot", "30")
+    head, *rows = outcome.out.splitlines()
+    assert head.split()[:2] == ["SYSTEM", "TOKENS/S/GPU"]
+    assert "WEIGHTS" in head
+    assert any(row.startswith("b200_sxm") and "nvfp4" in row for row in rows)
+    assert "note: " in outcome.err
+    assert "by backend" not in outcome.err
+
+
 def test_experiments_of_a_file(aegis: Callable[..., Outcome]) -> None:
     outcome = aegis("plan", "exp", "--yaml_path", str(EXAMPLES / "hetero_disagg.yaml"), "--json")
     rows = json.loads(outcome.out)
@@ -107,6 +157,14 @@ def test_tables_are_checked(aegis: Callable[..., Outcome]) -> None:
     outcome = aegis("plan", "tables", "check", "--system", "b200_sxm")
     assert (outcome.code, outcome.err) == (0, "")
     assert "4 tables, " in outcome.out
+
+
+def test_tables_of_a_system_that_is_not_there_are_told(aegis: Callable[..., Outcome]) -> None:
+    for command in ("list", "check"):
+        outcome = aegis("plan", "tables", command, "--system", "h200")
+        assert outcome.code == 2
+        assert "did you mean `h200_sxm`?" in outcome.err
+    assert aegis("plan", "tables", "check", "--system", "mi250x").code == 4
 
 
 def test_a_folder_without_tables_is_told(aegis: Callable[..., Outcome], tmp_path: Path) -> None:

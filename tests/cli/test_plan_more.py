@@ -57,6 +57,11 @@ def test_an_estimate_that_does_not_fit_says_the_bytes(aegis: Callable[..., Outco
         (("--gemm", "fp9"), "fp9"),
         (("--batch", "2", "--context-tokens", "4000"), "--context-tokens"),
         (("--isl", "0"), "--isl"),
+        (("--context-tokens", "4001"), "--context-tokens"),
+        (("--batch", "1" + "0" * 30), "--batch"),
+        (("--kv-cache", "fp7"), "--kv-cache"),
+        (("--dp", "2"), "--dp"),
+        (("--tpot", "10"), "--tpot"),
     ],
 )
 def test_what_cannot_be_estimated_is_told(
@@ -66,6 +71,30 @@ def test_what_cannot_be_estimated_is_told(
     assert outcome.code == 2
     assert said in outcome.err
     assert "internal error" not in outcome.err
+
+
+def test_an_estimate_says_its_formats_and_what_was_taken(aegis: Callable[..., Outcome]) -> None:
+    outcome = aegis(*ESTIMATE, "--backend-version", "0.1", "--gemm", "float16")
+    assert outcome.code == 0
+    assert "weights bfloat16, KV cache" in outcome.out
+    assert "note: no tables of trtllm 0.1" in outcome.err
+    assert "weights in" not in outcome.err
+
+
+def test_tables_that_end_can_be_extended(aegis: Callable[..., Outcome]) -> None:
+    lacking = aegis(*ESTIMATE, "--gemm", "int4_wo")
+    assert lacking.code == 1
+    assert "--database-mode HYBRID" in lacking.err
+    hybrid = aegis(*ESTIMATE, "--gemm", "int4_wo", "--database-mode", "hybrid")
+    assert hybrid.code == 0
+    assert "estimated from the nearest" in hybrid.err
+
+
+@pytest.mark.parametrize("command", ["default", "estimate", "size", "why"])
+def test_help_shows_an_example_on_a_line_of_its_own(aegis: Callable[..., Outcome], command: str) -> None:
+    lines = aegis("plan", command, "--help").out.splitlines()
+    assert any(line.startswith(f"  aegis plan {command} --model ") for line in lines)
+    assert not any("\\b" in line for line in lines)
 
 
 def test_a_load_is_sized_for_machines(aegis: Callable[..., Outcome]) -> None:
@@ -109,6 +138,8 @@ def test_a_load_is_sized_for_what_can_be_served(aegis: Callable[..., Outcome], m
     [
         ("--rate", "0"),
         ("--rate", "nan"),
+        ("--rate", "inf"),
+        ("--rate", "1e-300"),
         ("--rate", "1", "--headroom", "1"),
         ("--rate", "1", "--requests", "0"),
         ("--rate", "1", "--system", "h999"),
@@ -135,6 +166,12 @@ def test_a_plan_says_what_binds_it(aegis: Callable[..., Outcome]) -> None:
     assert {reason["name"] for reason in reasons} == {"agg", "disagg"}
     for reason in reasons:
         assert all(sum(step["shares"].values()) == pytest.approx(1) for step in reason["steps"])
+
+
+def test_reasons_come_with_the_notes_of_the_plan(aegis: Callable[..., Outcome]) -> None:
+    outcome = aegis("plan", "why", *LLAMA, "--total-gpus", "8", "--system", "mi250x", "--tpot", "60")
+    assert outcome.code == 0
+    assert "note: mi250x: nobody has measured tables" in outcome.err
 
 
 def test_a_plan_on_little_memory_is_bound_by_it(aegis: Callable[..., Outcome]) -> None:

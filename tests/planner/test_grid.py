@@ -16,8 +16,12 @@ from aegis.planner.problem import Load, Mtp, Tuning
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "aiconfigurator"
 SIZES = ("tp", "pp", "dp", "moe_tp", "moe_ep", "cp")
-# Cases whose best throughput differs by more than 3 %, and why.
-EXPLAINED: dict[str, str] = {}
+# Tables whose best throughput differs by more than 3 %, and why.
+EXPLAINED = {
+    "glm5_b200_vllm disagg": "Nothing meets the target, so the nearest counts. Of replicas with equal throughput only "
+    "five are kept for each target: the recorded tool keeps whichever an unstable sort puts first, so it lost one "
+    "that is 0.5 ms nearer.",
+}
 
 Splits = tuple[tuple[int, ...], ...]
 
@@ -27,8 +31,6 @@ class Row(NamedTuple):
 
     splits: Splits
     throughput: float  # tokens/s of each of all GPUs
-    ttft: float
-    tpot: float
 
 
 class Outcome(NamedTuple):
@@ -58,12 +60,8 @@ class Table(NamedTuple):
 
     @property
     def same_split(self) -> bool:
-        """Whether the first row is split alike; where several have the same throughput, any of them is first."""
-        if not self.recorded or not self.planned:
-            return False
-        best = self.recorded[0].throughput
-        tied = {row.splits for row in self.recorded if row.throughput == pytest.approx(best, rel=1e-4)}
-        return self.planned[0].splits in tied
+        """Whether the first row is split alike. Several may have the same throughput: any of them may be first."""
+        return bool(self.recorded and self.planned) and self.planned[0].splits == self.recorded[0].splits
 
 
 def ask(args: dict[str, Any]) -> Plan:
@@ -111,8 +109,6 @@ def outcome(case: dict[str, Any], recorded: dict[str, list[Row]]) -> Outcome:
                     tuple(getattr(each.parallel, size) for size in SIZES[:5]) for each in candidate.workers
                 ),
                 candidate.cluster_throughput(case["args"]["total_gpus"]),
-                candidate.ttft,
-                candidate.tpot,
             )
             for candidate in answer.best
         ]
@@ -134,7 +130,7 @@ def rows_of_the_grid(case: dict[str, Any]) -> dict[str, list[Row]]:
 
     tables = case["best"] if case["ok"] else {}
     return {
-        mode: [Row(splits(row, mode), row["tokens/s/gpu_cluster"], row["ttft"], row["tpot"]) for row in table]
+        mode: [Row(splits(row, mode), row["tokens/s/gpu_cluster"]) for row in table]
         for mode, table in tables.items()
         if table
     }
@@ -146,8 +142,6 @@ def rows_of_more(case: dict[str, Any]) -> dict[str, list[Row]]:
             Row(
                 tuple(tuple(split[:5]) for split in row["splits"]),
                 row["throughput"],
-                row["ttft"],
-                row["tpot"],
             )
             for row in table
         ]
@@ -177,8 +171,8 @@ def tables(outcomes: list[Outcome]) -> list[Table]:
 def test_the_best_throughput_is_the_recorded_one_but_for_what_is_explained(tables: list[Table]) -> None:
     close = [each for each in tables if each.error <= 1e-3]
     assert len(close) >= 0.9 * len(tables), [each.name for each in tables if each not in close]
-    far = [each.name for each in tables if each.error > 0.03 and each.name.split()[0] not in EXPLAINED]
-    assert not far
+    far = {each.name for each in tables if each.error > 0.03}
+    assert far <= EXPLAINED.keys()
 
 
 def test_the_same_mode_wins(outcomes: list[Outcome]) -> None:

@@ -15,6 +15,7 @@ import aegis
 from aegis.errors import ConfigError, DeploymentError
 from aegis.planner.estimator import GUIDE
 from aegis.planner.plan import Plan, plan
+from aegis.planner.problem import Mtp
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "aiconfigurator"
 QWEN = "Qwen/Qwen3-32B-FP8"
@@ -107,6 +108,12 @@ def test_where_the_recorded_tool_found_nothing_the_reason_is_told() -> None:
         ({"system": "mi250x", "backend": "trtllm"}, "backend: mi250x has no tables of trtllm"),
         ({"system": "l40s", "estimator": "guide"}, "no tables of the guide's time of l40s"),
         ({"top_n": 0}, "top_n: 0 is too few"),
+        ({"total_gpus": 8.5}, "total_gpus: 8.5 is no whole number"),
+        ({"isl": "3000"}, "isl: '3000' is no whole number"),
+        ({"total_gpus": 10**12}, "total_gpus: 1000000000000 is too many"),
+        ({"isl": 10**12}, "isl: 1000000000000 is too many"),
+        ({"database_mode": "SILICONE"}, "unknown database_mode `SILICONE`"),
+        ({"mtp": Mtp(drafted=1, accept_rates=(1.5,))}, "accepted: more tokens are accepted than drafted"),
         ({"free_gpu_memory_fraction": 1.5}, "free_gpu_memory_fraction: 1.5 is no share"),
         ({"estimator": "guid"}, "unknown estimator `guid`"),
         ({"backend": "sglan"}, "unknown backend `sglan`"),
@@ -130,6 +137,47 @@ def test_a_model_that_fits_nowhere_says_how_much_it_needs() -> None:
     assert not any(each.best for each in answers)
     assert "fits on no GPU" in str(answers[1].why_none)
     assert "GiB of one h200_sxm GPU, which has 141.0 GiB" in str(answers[1].why_none)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"database_mode": "SOL"}, "speed of light"),
+        ({"database_mode": "HYBRID"}, "where tables end"),
+        ({"database_mode": "SOL", "estimator": "guide"}, "SOL changes nothing"),
+        ({"mtp": Mtp(drafted=1)}, "has no layer that drafts tokens"),
+    ],
+)
+def test_what_figures_rest_on_is_noted(given: dict[str, Any], said: str) -> None:
+    notes = plan("QWEN3_32B", 8, "h200_sxm", **given).answers[1].notes
+    assert any(said in note for note in notes)
+
+
+def test_an_architecture_that_is_not_known_is_noted(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["NewForCausalLM"],
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    answers = plan(str(tmp_path), 4, "h100_sxm").answers
+    assert any("NewForCausalLM is not known" in note for note in answers[0].notes)
+    odd = config | {"num_key_value_heads": 5}  # only tp 4 leaves heads that were measured
+    (tmp_path / "config.json").write_text(json.dumps(odd))
+    answers = plan(str(tmp_path), 4, "h100_sxm").answers
+    assert answers[0].why_none == "the smallest replica takes 8 GPUs, and there are 4"
+    assert answers[1].best
+
+
+def test_a_table_that_is_missing_is_named_by_its_columns() -> None:
+    why = str(plan("google/gemma-4-26B-A4B", 16, "h200_sxm").answers[1].why_none)
+    assert "head_size 256, window 1024 in the tables of trtllm" in why
+    assert "--database-mode HYBRID" in why
 
 
 def test_formats_that_no_table_has_are_told() -> None:

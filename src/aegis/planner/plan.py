@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, get_args
 
 from msgspec import Struct
 
 from aegis.errors import AegisError, ConfigError
 from aegis.planner import defaults
 from aegis.planner.estimator import ESTIMATORS
-from aegis.planner.problem import BACKENDS, Load, Mtp, Targets, Tuning
+from aegis.planner.problem import BACKENDS, DatabaseMode, Load, Mtp, Targets, Tuning
 from aegis.planner.search.pick import excess
 from aegis.planner.solve import Parts, answer
 from aegis.planner.task import LOAD, TARGETS, TOP_N, Question, WorkerQuestion
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from aegis.planner.answer import Candidate, ModeAnswer
     from aegis.planner.estimator import Estimator
-    from aegis.planner.problem import Backend, DatabaseMode, ServingMode
+    from aegis.planner.problem import Backend, ServingMode
     from aegis.planner.task import Experiment
 
 
@@ -150,6 +151,13 @@ def plan(
     Raises:
         ConfigError: what is asked cannot be; all problems at once.
     """
+    counts = {"total_gpus": total_gpus, "isl": isl, "osl": osl, "prefix": prefix, "top_n": top_n}
+    for name, value in counts.items():
+        if not isinstance(value, Integral):
+            raise ConfigError(f"{name}: {value!r} is no whole number")
+    if database_mode not in get_args(DatabaseMode):
+        hint = f"one of {', '.join(get_args(DatabaseMode))}"
+        raise ConfigError(f"unknown database_mode `{database_mode}`", hint=hint)
     return run(
         defaults.fill(
             questions(

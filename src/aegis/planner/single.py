@@ -18,6 +18,7 @@ from aegis.planner.models.splits import objection
 from aegis.planner.operations import (
     AllReduce,
     Collective,
+    ExpertExchange,
     Fallback,
     Gemm,
     Memory,
@@ -345,7 +346,7 @@ def _kinds(operations: Iterable[Operation]) -> Iterable[tuple[str, Kind]]:
                 yield operation.name, "gemm"
             case Moe():
                 yield operation.name, "experts"
-            case AllReduce() | Collective() | PointToPoint():
+            case AllReduce() | Collective() | PointToPoint() | ExpertExchange():
                 yield operation.name, "link"
             case Memory():
                 yield operation.name, "memory"

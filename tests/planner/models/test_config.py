@@ -104,6 +104,13 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: str) 
         read_config(tmp_path)
 
 
+def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"this folder has no config\.json"):
+        find_model(str(tmp_path))
+    with pytest.raises(ConfigError, match="there is no such file"):
+        find_model(str(tmp_path / "config.json"))
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         read_config(tmp_path / "no.json")
@@ -134,6 +141,20 @@ def test_a_strange_size_is_an_error_that_names_its_key(key: str, value: object, 
 def test_experts_without_a_width_of_routing_are_an_error() -> None:
     with pytest.raises(ConfigError, match="num_experts_per_tok"):
         parse({**MOE, "num_experts_per_tok": None})
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"num_key_value_heads": 16}, "`num_key_value_heads` is 16, more than the 8 heads"),
+        ({"architectures": ["BertModel"]}, "generate no text"),
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, "generate no text"),
+        ({"architectures": ["BartForConditionalGeneration"], "is_encoder_decoder": True}, "an encoder"),
+    ],
+)
+def test_what_is_no_decoder_is_an_error(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse(LLAMA | changed)
 
 
 def test_the_language_part_of_a_model_of_several_parts_is_read() -> None:

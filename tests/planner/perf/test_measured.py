@@ -307,6 +307,15 @@ def test_collectives_of_more_gpus_than_were_measured_scale_by_share_and_link() -
         here.latency(AllReduce(name="all-reduce", gpus=2, width=1), at)
 
 
+def test_an_all_reduce_over_nodes_that_was_measured_is_not_scaled() -> None:
+    rows: Rows = {("custom_allreduce", ()): [(4, 1000, 1.0), (8, 1000, 1.5)]}
+    at, eight = query(tokens=[1000], batch=1, length=1), AllReduce(name="all-reduce", gpus=8, width=1)
+    nodes = {"gpus_per_node": 4, "gpus_per_rack": None, "intra_node_bandwidth": 9e11}
+    assert invented(rows, **nodes, inter_node_bandwidth=9e11).latency(eight, at)[0] == 1.5
+    slower = invented(rows, **nodes, inter_node_bandwidth=3e11).latency(eight, at)
+    assert slower[0] == pytest.approx((7 / 8) / (3 / 4) * 3)
+
+
 def test_attention_blocks_are_taken_from_the_model_with_the_nearest_smaller_number_of_heads() -> None:
     rows: Rows = {
         ("mla_context_module", ("bfloat16", "fp8", "fp8_block", heads)): [(16, 1000, 1, ms)]

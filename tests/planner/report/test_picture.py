@@ -63,3 +63,18 @@ def test_curves_say_what_was_asked_and_found() -> None:
 
 def test_why_nothing_was_found_is_among_the_notes() -> None:
     assert picture_of(without_answers(plan_of(candidate()))).notes == ("too slow",)
+
+
+def test_letters_that_no_font_has_are_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    shown = plan_of(candidate())
+    named = tuple(replace(each, model_name="名前") for each in shown.experiments)
+    picture(replace(shown, experiments=named))
+    assert not recwarn.list
+
+
+def test_what_idle_gpus_cost_is_among_the_facts() -> None:
+    shown = plan_of(candidate())
+    (curve,) = picture_of(shown).curves
+    facts = dict(curve.best[0].facts)
+    whole = shown.answers[0].best[0].cluster_throughput(shown.experiments[0].total_gpus)
+    assert facts["of all GPUs"] == f"{whole:.2f}"

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from aegis.planner.plan import Plan, plan
 from aegis.planner.report.table import boxed
@@ -57,6 +58,13 @@ def test_the_plot_marks_the_best_point(example: Plan) -> None:
 def test_without_a_terminal_there_are_no_escapes(example: Plan) -> None:
     assert "\033" not in report(example)
     assert "\033[1m913.82\033[0m" in report(example, color=True)
+
+
+def test_names_do_nothing_to_a_terminal(example: Plan) -> None:
+    hostile = tuple(replace(each, model_name="a\x1b[31m\nb") for each in example.experiments)
+    shown = report(replace(example, experiments=hostile))
+    assert "\x1b" not in shown
+    assert r"Model: a\x1b[31m\nb (is_moe: False)" in shown
 
 
 def test_wide_tables_go_on_below_on_a_narrow_terminal(example: Plan) -> None:

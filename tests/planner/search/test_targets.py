@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 from aegis.planner.estimator import AIC_012, CORRECTED
 from aegis.planner.problem import Load, Targets
 from aegis.planner.search.targets import pairs
@@ -22,3 +24,11 @@ def test_a_request_latency_is_split_between_the_first_token_and_the_others() -> 
     assert all(abs(pair.ttft + 500 * pair.tpot - 12000) < 1e-6 for pair in found)
     assert 4000 in {pair.ttft for pair in found}
     assert 0.7 * 12000 in {pair.ttft for pair in found}  # beyond the usual ones
+
+
+def test_a_request_may_spend_little_on_its_first_token() -> None:
+    asked = Targets(request_latency=3000)
+    first = [pair.ttft for pair in pairs(LOAD, asked, CORRECTED)]
+    assert first[0] < 10
+    assert max(later / sooner for sooner, later in pairwise(first)) < 1.2
+    assert min(pair.ttft for pair in pairs(LOAD, asked, AIC_012)) == 300

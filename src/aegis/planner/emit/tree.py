@@ -110,7 +110,10 @@ class Tree:
         )
         files: Files = {AEGIS: deployed.to_yaml((*choice.head(), *(f"- {note}" for note in choice.notes)))}
         workers = choice.candidate.workers[0]
+        kinds = [kind for search in choice.experiment.searches for kind in search]
+        same = (workers.system, workers.backend)
         search = WorkerSearch(
+            wide=next((each.wide for each in kinds if (each.system, each.backend) == same), ()),
             system=workers.system,
             backend=cast("Backend", workers.backend),
             version=workers.version or None,

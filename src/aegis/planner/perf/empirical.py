@@ -174,8 +174,7 @@ class Empirical:
         if op.gpus <= 1:
             return np.zeros(elements.shape)
         if isinstance(op, AllReduce):
-            measured = min(op.gpus, self._light.system.gpus_per_node)
-            curve = self._lookups.all_reduce(measured)
+            curve, measured = self._lookups.all_reduce(op.gpus)
         else:
             curve, measured = self._lookups.collective(op.kind, op.gpus)
         kind = op.kind if isinstance(op, Collective) else "all_reduce"

@@ -198,16 +198,23 @@ class Lookups:
 
         return self._once(("moe", lane, op.quant, op.distribution, op.gated, site), build)
 
-    def all_reduce(self, gpus: int) -> Curve:
-        """Return the engine's all-reduce over elements.
+    def all_reduce(self, gpus: int) -> tuple[Curve, int]:
+        """Return the engine's all-reduce over elements, and of how many GPUs: so many, or those of them in a node.
+
+        Nodes whose links are no slower than those within may have been measured together.
 
         Raises:
-            NoData: it was not measured for so many GPUs.
+            NoData: it was not measured.
         """
-        return self._once(
-            ("custom_allreduce", gpus),
-            lambda: self._message(narrow(self._slice("custom_allreduce", [()]), (gpus,)), gpus),
-        )
+
+        def build() -> tuple[Curve, int]:
+            table, system = self._slice("custom_allreduce", [()]), self._light.system
+            most = min(gpus, system.gpus_per_node)
+            if gpus in table.axes[0] and system.bandwidth(gpus) == system.bandwidth(most):
+                most = gpus
+            return self._message(narrow(table, (most,)), most), most
+
+        return self._once(("custom_allreduce", gpus), build)
 
     def collective(self, kind: CollectiveKind, gpus: int) -> tuple[Curve, int]:
         """Return a collective over elements for so many GPUs, or for the most that were measured; and how many.

@@ -213,8 +213,8 @@ class _Silicon:
         elements = per_gpu(at.tokens, op.token_split) * op.width
         if op.gpus <= 1:
             return np.zeros(elements.shape)
-        measured = min(op.gpus, self._system.gpus_per_node)
-        return self._lookups.all_reduce(measured)(elements) * self._farther(measured, op.gpus)
+        curve, measured = self._lookups.all_reduce(op.gpus)
+        return curve(elements) * self._farther(measured, op.gpus)
 
     def _collective(self, op: Collective, elements: NDArray[np.floating]) -> Floats:
         if op.gpus <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis.planner.report.curves import picture_of
@@ -42,7 +43,9 @@ def picture(plan: Plan) -> bytes:
     else:
         axes.text(0.5, 0.5, "no configuration was found", transform=axes.transAxes, ha="center", color=FAINT)
     file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": "aegis plan"})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name may have letters that no font here has
+        figure.savefig(file, format="png", metadata={"Software": "aegis plan"})
     return file.getvalue()
 
 

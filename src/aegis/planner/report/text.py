@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from aegis.planner.report.plot import Axis, Series, plot, round_up
 from aegis.planner.report.table import Style, boxed, table
+from aegis.planner.report.words import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +61,7 @@ def report(plan: Plan, *, width: int | None = None, color: bool = False) -> str:
 def _question(plan: Plan, style: Style) -> Iterator[str]:
     experiment = plan.experiments[plan.chosen or 0]
     yield "  Input Configuration & SLA Target:"
-    yield f"    Model: {experiment.model_name} (is_moe: {experiment.model.has_experts})"
+    yield f"    Model: {printable(experiment.model_name)} (is_moe: {experiment.model.has_experts})"
     yield f"    Total GPUs: {experiment.total_gpus}"
     yield f"    Best Experiment Chosen: {style.bold(_choice(plan))}"
 
@@ -99,7 +100,7 @@ def _notes(plan: Plan) -> Iterator[str]:
     ]
     if notes:
         yield "  Notes:"
-        yield from (f"    - {note}" for note in dict.fromkeys(notes))
+        yield from (f"    - {printable(note)}" for note in dict.fromkeys(notes))
 
 
 def _frontier(plan: Plan, width: int) -> Iterator[str]:
@@ -113,7 +114,7 @@ def _frontier(plan: Plan, width: int) -> Iterator[str]:
     if plan.best is not None and plan.chosen is not None:
         series.append(Series(f"{plan.answers[plan.chosen].name} best", "x", [_point(plan.best)]))
     points = [point for each in series for point in each.points]
-    model = plan.experiments[plan.chosen or 0].model_name
+    model = printable(plan.experiments[plan.chosen or 0].model_name)
     yield "  Pareto Frontier:"
     yield plot(
         series,

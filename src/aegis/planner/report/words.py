@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 _NAMES = ("tp", "pp", "dp", "moe_tp", "moe_ep", "cp")
 
 
+def printable(text: str) -> str:
+    """Return a name that somebody gave with its control characters escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def parallel(split: Parallel) -> str:
     """Return the sizes that are more than one: `tp4 dp2`; `tp1` where none is."""
     sizes = {name: getattr(split, name) for name in _NAMES}
