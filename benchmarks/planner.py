@@ -16,8 +16,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-PEERS = ("aiconfigurator==0.3.0", "aiconfigurator==0.12.0")
-OLD, NEW = PEERS
+PEERS = (
+    "aiconfigurator==0.3.0 plotext==5.3.2",  # it cannot draw with later ones
+    "aiconfigurator==0.12.0",
+)
+OLD, NEW = (name.split()[0] for name in PEERS)
 ROUNDS = 7
 EXAMPLE = (
     Path(__file__).parents[1] / "tests" / "fixtures" / "planner" / "experiments" / "example.yaml"

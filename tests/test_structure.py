@@ -66,8 +66,10 @@ NETWORK = {
 }
 SERVER = SOURCE / "engines" / "simulator"  # an engine of our own: it does serve
 
-# Travels without the rest of Aegis, under another name: its modules import each other relatively, and nothing else of ours.
+# Travel without the rest of Aegis, under another name: their modules import each other relatively, and nothing else of ours.
 AGENT = SOURCE / "fleet" / "agent"
+STAGER = SOURCE / "staging" / "node"
+TRAVELLERS = {AGENT: "aegis.fleet.agent", STAGER: "aegis.staging.node"}
 
 HEAVY = {"asyncio", "aiohttp", "rich", "numpy", "importlib.metadata"}
 
@@ -89,8 +91,9 @@ def imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level or (path.parent == AGENT and node.level == 1), f"{path}: a relative import"
-            module = f"aegis.fleet.agent.{node.module}" if node.level else node.module
+            inside = TRAVELLERS.get(path.parent)
+            assert not node.level or (inside and node.level == 1), f"{path}: a relative import"
+            module = f"{inside}.{node.module or ''}".rstrip(".") if node.level else node.module
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
@@ -135,8 +138,10 @@ def test_pure_parts_know_no_network(path: Path) -> None:
     assert not used
 
 
-@pytest.mark.parametrize("path", sorted(AGENT.rglob("*.py")), ids=named)
-def test_the_agent_is_of_the_standard_library_for_python_3_9(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path", [path for each in TRAVELLERS for path in sorted(each.rglob("*.py"))], ids=named
+)
+def test_what_travels_is_of_the_standard_library_for_python_3_9(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
     absolute = {
         name
