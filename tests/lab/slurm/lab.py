@@ -151,7 +151,12 @@ class SlurmLab:
 
     def expire(self, job: str) -> None:
         """Let a running job's walltime end now; Slurm looks every 30 s."""
-        self.run("scontrol", "update", f"jobid={job}", "EndTime=now")
+
+        def accepted() -> bool:
+            # refused while the job counts as begun in this very second
+            return self.run("scontrol", "update", f"jobid={job}", "EndTime=now", code=None).code == 0
+
+        wait_until(accepted, f"Slurm takes a new end of job {job}")
 
     def settle(self) -> None:
         """End what a test has left, and have all nodes idle."""
