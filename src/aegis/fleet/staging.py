@@ -1,0 +1,315 @@
+"""A deployment on its nodes -> what is staged where, and what its servers load afterwards: for `aegis stage` and launches."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from aegis.errors import ConfigError, SiteError
+from aegis.fleet.environments import expanded
+from aegis.fleet.launchers import NOT_OF_THE_STEP
+from aegis.fleet.nodes import Host, allocation, head_of
+from aegis.fleet.prepare import place_on
+from aegis.fleet.services import tied
+from aegis.fleet.weights import find_weights, snapshot_of
+from aegis.schedulers.base import GROUP_VARIABLE
+from aegis.staging import mpi, tcp
+from aegis.staging.choose import Choice, Facts, choose
+from aegis.staging.download import download
+from aegis.staging.environment import content_key, unpacked
+from aegis.staging.listing import File, Item
+from aegis.staging.local import adopt
+from aegis.staging.plan import Plan, make_plan
+from aegis.staging.runners import OnThisMachine, OverTcp
+from aegis.staging.want import UNKNOWN, Site, absolute, expand, is_tarball, wanted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from aegis.placement import Placement
+    from aegis.spec.deployment import Deployment, ModelEntry
+    from aegis.spec.platform import Platform
+    from aegis.spec.resolve import Resolved
+    from aegis.staging.choose import StagerName
+    from aegis.staging.stage import Stager
+    from aegis.staging.want import Want
+
+
+class Ground(NamedTuple):
+    """Where a deployment is to be staged."""
+
+    platform: Platform
+    machines: tuple[Host, ...]
+    by_model: tuple[tuple[str, ...], ...]  # per model, the nodes that hold a member of it
+    site: Site
+    real: bool  # these are nodes, not stand-ins for those that a job will have
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names of the nodes."""
+        return tuple(host.name for host in self.machines)
+
+
+def ground_of(resolved: Resolved, environ: Mapping[str, str], *, imagine: bool = False) -> Ground:
+    """Return the nodes of this allocation, or of this machine, and who needs what.
+
+    Args:
+        resolved: the deployment.
+        environ: of the job.
+        imagine: outside of a job, stand-ins will do.
+
+    Raises:
+        AegisError: this is no allocation, or the instances do not fit.
+    """
+    real = True
+    hosts: list[Host] | None
+    try:
+        hosts = allocation(resolved.platform, environ)
+    except SiteError:
+        if not imagine:
+            raise
+        hosts, real = None, False
+    platform, placement = place_on(resolved.platform, resolved.deployment, len(hosts) if hosts else None)
+    machines = hosts or [Host(f"node {n + 1}", "", "") for n in range(placement.nodes)]
+    names = [host.name for host in machines]
+    return Ground(
+        platform,
+        tuple(machines[: placement.nodes]),
+        hosts_by_model(placement, names, len(resolved.deployment.models)),
+        site_of(resolved.platform, environ, real=real),
+        real,
+    )
+
+
+def hosts_by_model(placement: Placement, names: Sequence[str], models: int) -> tuple[tuple[str, ...], ...]:
+    """Return, per model, the nodes that hold a member of one of its instances, in the order of the nodes."""
+    nodes: list[set[int]] = [set() for _ in range(models)]
+    for instance in placement.instances:
+        nodes[instance.model].update(member.node for member in instance.members)
+    return tuple(tuple(names[node] for node in sorted(each)) for each in nodes)
+
+
+def site_of(platform: Platform, environ: Mapping[str, str], *, real: bool = True) -> Site:
+    """Return what the paths on the nodes follow from.
+
+    Raises:
+        ConfigError: the platform's node-local path names a variable that is not set.
+    """
+    local = platform.node.local_path
+    return Site(
+        local_path=expand(local, environ) if real else local,
+        work_dir=os.getcwd(),  # noqa: PTH109 - text
+        uid=os.getuid(),
+        home=str(expanded("~")),
+    )
+
+
+def facts_of(ground: Ground, environ: Mapping[str, str], prebuilt: str | None = None) -> Facts:
+    """Return what the choice of a stager follows from, as it is on this machine."""
+    import shutil  # noqa: PLC0415 - start-up time
+
+    here = os.uname().nodename.partition(".")[0]
+    local = ground.platform.launcher == "local"
+    return Facts(
+        one_machine=local or (ground.real and {host.partition(".")[0] for host in ground.hosts} == {here}),
+        launcher=ground.platform.launcher,
+        program=prebuilt is not None,
+        compiler=shutil.which(environ.get("MPICC") or "mpicc", path=environ.get("PATH")) is not None,
+        starter=any(map(shutil.which, ("mpiexec", "srun"))),
+    )
+
+
+def chosen(
+    wish: StagerName | None, ground: Ground, environ: Mapping[str, str], prebuilt: str | None = None
+) -> Choice:
+    """Return the stager that was asked for, or the fastest that works here; a compiler that fails is none.
+
+    Raises:
+        AegisError: what was asked for cannot work here.
+    """
+    choice = choose(wish, facts_of(ground, environ, prebuilt))
+    if choice.stager == "mpi":
+        try:
+            mpi.program(environ=environ, prebuilt=prebuilt)
+        except SiteError as error:
+            if wish is not None or prebuilt is not None:
+                raise
+            return Choice("tcp", error.message.partition("\n")[0].rstrip(":"))
+    return choice
+
+
+def fetch(
+    deployment: Deployment, environ: Mapping[str, str], token: str | None, tell: Callable[[str], None]
+) -> None:
+    """Download the models that ask for it onto this machine; those that are there are not fetched again.
+
+    Raises:
+        AegisError: one cannot be had; offline, what is missing is named.
+    """
+    program = str(expanded(deployment.venv) / "bin" / "hf") if deployment.venv else "hf"
+    secret = {"HF_TOKEN": token} if token else {}
+    for entry in deployment.models:
+        if not entry.download_weights or entry.engine == "sim":
+            continue
+        source = expanded(entry.model_source) if entry.model_source else None
+        if source is not None and source.is_dir():
+            continue
+        tell(f"downloading {entry.model}")
+        download(
+            entry.model,
+            program=program,
+            hf_home=str(expanded(deployment.hf_home).absolute()),
+            local_dir=str(source) if source else None,
+            environ={**environ, **secret},
+            tell=tell,
+        )
+
+
+def wants_of(
+    deployment: Deployment, ground: Ground, *, hashed: bool = True, gone: bool = False
+) -> list[Want]:
+    """Return what the nodes need.
+
+    Args:
+        deployment: what is served.
+        ground: where.
+        hashed: read a conda-pack tarball to know where it goes; else a word stands for its hash.
+        gone: sources need not be there: where they went is asked for, not what they hold.
+
+    Raises:
+        ConfigError: weights or the environment are not there; all problems are listed.
+    """
+    problems, weights = [], []
+    for entry in deployment.models:
+        try:
+            weights.append(_source_of(entry, deployment, gone=gone))
+        except ConfigError as error:
+            problems.append(error)
+            weights.append(None)
+    key = None
+    if deployment.conda_env and is_tarball(deployment.conda_env):
+        try:
+            tarball = absolute(deployment.conda_env, ground.site)
+            key = content_key(tarball) if hashed else None
+        except ConfigError as error:
+            if not gone:
+                problems.append(error)
+    if problems:
+        raise ConfigError("\n".join(each.message for each in problems), hint=problems[0].hint)
+    return wanted(deployment, weights, ground.by_model, ground.site, key)
+
+
+def _source_of(entry: ModelEntry, deployment: Deployment, *, gone: bool) -> str | None:
+    """Return the directory whose files are staged for a model; None where nothing is."""
+    if entry.engine == "sim":
+        return None
+    if entry.model_source and gone:
+        source = str(expanded(entry.model_source))
+        is_entry = source.rstrip("/").rpartition("/")[2].startswith("models--")
+        return f"{source}/snapshots/{UNKNOWN}" if is_entry else source
+    if entry.model_source:
+        return find_weights(entry, skip_staging=False).path
+    place = expanded(deployment.hf_home).absolute() / "hub" / f"models--{entry.model.replace('/', '--')}"
+    return str(snapshot_of(place)) if entry.download_weights and place.is_dir() and not gone else None
+
+
+@contextmanager
+def planned(
+    wants: Sequence[Want],
+    deployment: Deployment,
+    *,
+    only: Iterable[str] = (),
+    dry_run: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[Plan]:
+    """Look at the sources, and keep an environment unpacked meanwhile; yield the plan.
+
+    Args:
+        wants: what the nodes need.
+        deployment: what is served.
+        only: the nodes to stage to; none: all.
+        dry_run: the tarball stands for the environment: nothing is unpacked.
+        tell: gets a line for what takes its time.
+
+    Raises:
+        AegisError: a source cannot be staged.
+    """
+    downloads = {entry.name for entry in deployment.models if entry.download_weights}
+    with ExitStack() as stack:
+        sources = {}
+        for want in wants:
+            if want.kind == "environment" and not dry_run:
+                tell(f"unpacking {want.name}")
+                sources[want.source] = stack.enter_context(
+                    unpacked(want.source, tempfile.gettempdir(), os.path.basename(want.destination))  # noqa: PTH119 - text
+                )
+        moving = [want for want in wants if not want.in_place or want.name in downloads]
+        plan = make_plan(moving, sources, only)
+        for item, want in zip(plan.items, plan.wants, strict=True):
+            if want.in_place and not dry_run:
+                tell(f"reading {want.name}")
+                adopt(item)
+        yield plan
+
+
+def loaded_from(wants: Iterable[Want]) -> dict[str, str]:
+    """Return what servers load after staging, by the path that they would load without it."""
+    return {want.source: want.loaded for want in wants}
+
+
+@contextmanager
+def to_clean(wants: Sequence[Want], only: Iterable[str] = ()) -> Iterator[Plan]:
+    """Yield the destinations that are to be removed: the sources may be gone by now, and are not looked at."""
+    chosen = set(only)
+    staged = tuple(want for want in wants if not want.in_place and UNKNOWN not in want.destination)
+    items = tuple(
+        Item(
+            source=want.source,
+            destination=want.destination,
+            files=(File(".", 0, 0, 0o644, "."),) if want.kind == "image" else (),
+            hosts=tuple(host for host in want.hosts if not chosen or host in chosen),
+        )
+        for want in staged
+    )
+    hosts = tuple(dict.fromkeys(host for item in items for host in item.hosts))
+    yield Plan(items=items, wants=staged, hosts=hosts)
+
+
+def stager_for(
+    choice: Choice,
+    ground: Ground,
+    deployment: Deployment,
+    environ: Mapping[str, str],
+    prebuilt: str | None = None,
+) -> Stager:
+    """Return the stager that was chosen; its files lie in the deployment's `log_dir`, which all nodes see.
+
+    Raises:
+        SiteError: it cannot work here.
+    """
+    if choice.stager == "copy":
+        return OnThisMachine()
+    platform, shared = ground.platform, expanded(deployment.log_dir)
+    inherited = {name: value for name, value in environ.items() if name not in NOT_OF_THE_STEP}
+    group = environ.get(GROUP_VARIABLE, "")
+    if choice.stager == "mpi":
+        kind: Literal["mpiexec", "srun"] = "srun" if platform.launcher == "srun" else "mpiexec"
+        return mpi.OverMpi(
+            shared=shared,
+            launcher=mpi.MpiLauncher(kind=kind, words=platform.launcher_args, het_group=group),
+            environ=inherited,
+            program=mpi.program(environ=environ, prebuilt=prebuilt),
+            tied=tied,
+        )
+    head = head_of(ground.machines, os.uname().nodename, platform.network.host_suffix)
+    return OverTcp(
+        shared=shared,
+        launcher=tcp.Launcher(kind=platform.launcher, words=platform.launcher_args, het_group=group),
+        address=head.address,
+        python=sys.executable,
+        environ=inherited,
+        tied=tied,
+    )

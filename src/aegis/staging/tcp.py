@@ -1,0 +1,99 @@
+"""Staging without MPI: the command lines of the stager's head and nodes, for each way to start processes on nodes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+Task = Literal["stage", "verify", "clean"]
+# Nobody is there to answer a question, and a node that is gone says nothing by itself
+SSH = ("-oBatchMode=yes", "-oConnectTimeout=30", "-oServerAliveInterval=15", "-oServerAliveCountMax=4")
+
+
+class Stager(Struct, frozen=True, kw_only=True):
+    """How the stager is run: its files lie where all nodes see them."""
+
+    archive: Path  # stager.pyz
+    secret_file: Path  # mode 0600: a command line can be read by everybody on a node
+    python: str = "python3"
+    interface: str = ""  # of the fast network, on every node; "": the one that leads to the head
+    port: int = 0  # of the head; 0: any that is free
+
+    def head(self, list_file: Path, nodes_file: Path, task: Task = "stage") -> list[str]:
+        """Return the argv of the head; its first line is a `Listening` event."""
+        command = [*self._program("head"), str(list_file), "--nodes", f"@{nodes_file}"]
+        if self.port:
+            command += ["--port", str(self.port)]
+        return command if task == "stage" else [*command, f"--{task}"]
+
+    def node(self, head: str, name: str = "") -> list[str]:
+        """Return the argv on a node; `head` is ADDRESS:PORT, a node without a name finds its own."""
+        command = [*self._program("receive"), "--head", head]
+        return [*command, "--node", name] if name else command
+
+    def _program(self, role: str) -> list[str]:
+        command = [self.python, "-I", str(self.archive), role, "--secret-file", str(self.secret_file)]
+        return [*command, "--interface", self.interface] if self.interface else command
+
+
+class Launcher(Struct, frozen=True, kw_only=True):
+    """The site's way to start a process on every node."""
+
+    kind: Literal["local", "ssh", "srun", "mpiexec", "pbsdsh"]
+    words: tuple[str, ...] = ()  # the site's own, after the launcher's
+    het_group: str = ""  # srun: which component of the job
+
+
+def order(hosts: Sequence[str], first: str = "") -> tuple[str, ...]:
+    """Return the nodes as the chain goes through them: neighbours by number, `first` (the head's own) before all.
+
+    Schedulers number nodes along racks and switches, so most links of the chain stay inside of one.
+    """
+    return tuple(sorted(dict.fromkeys(hosts), key=lambda host: (host != first, _by_number(host))))
+
+
+def _by_number(host: str) -> tuple[tuple[int, int, str], ...]:
+    words = re.findall(r"\d+|\D+", host)
+    return tuple((0, int(word), word) if word.isdigit() else (1, 0, word) for word in words)
+
+
+def node_commands(
+    stager: Stager, launcher: Launcher, hosts: Sequence[str], head: str, nodes_file: Path
+) -> list[list[str]]:
+    """Return the processes to start from here, so that the stager runs on every node: one each, or one for all.
+
+    `nodes_file` holds the names, one a line: those of a large job are too long for an argument.
+    """
+    if launcher.kind == "local":
+        return [stager.node(head, host) for host in hosts]
+    if launcher.kind == "ssh":
+        return [
+            ["ssh", *SSH, *launcher.words, "--", host, shlex.join(stager.node(head, host))] for host in hosts
+        ]
+    return [[*_together(launcher, len(hosts), nodes_file), *stager.node(head)]]
+
+
+def _together(launcher: Launcher, count: int, nodes_file: Path) -> list[str]:
+    if launcher.kind == "mpiexec":
+        return ["mpiexec", "-n", str(count), "-ppn", "1", "--hostfile", str(nodes_file), *launcher.words]
+    if launcher.kind == "pbsdsh":
+        return [
+            "pbsdsh",
+            "-u",
+            *launcher.words,
+            "--",
+        ]  # once on each node of the job: those that nobody expects are sent away
+    return [
+        *("srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", f"--nodelist={nodes_file}"),
+        *("--mem=0", "--cpu-bind=none", "--overlap", "--export=ALL"),
+        *("--no-kill", "--kill-on-bad-exit=0", "--wait=0"),
+        *([f"--het-group={launcher.het_group}"] if launcher.het_group else []),
+        *launcher.words,
+    ]
