@@ -5,11 +5,14 @@ from __future__ import annotations
 from statistics import median
 
 import pytest
+from msgspec.structs import replace
 
 from aegis.planner.estimate.aggregated import rates
 from aegis.planner.estimate.batching import Engine, TabulatedTimes, simulate
 from aegis.planner.estimator import AIC_012, Estimator
-from aegis.planner.problem import Load, Mtp, Parallel, Quantization
+from aegis.planner.plan import plan
+from aegis.planner.problem import Backend, Load, Mtp, Parallel, Quantization
+from aegis.planner.solve import Parts
 from tests.planner.estimate.built import built
 from tests.planner.estimate.fakes import worker
 
@@ -148,6 +151,32 @@ def test_a_request_that_decodes_in_the_whole_round_has_the_time_per_token_of_the
     assert max(corrected) < 0.1
     assert max(before) > 0.2
     assert max(rate) < 0.06
+
+
+@pytest.mark.parametrize("backend", ["trtllm", "vllm", "sglang"])
+@pytest.mark.parametrize(
+    ("isl", "osl", "tpot"), [(3000, 512, 20), (1000, 1000, 30), (4000, 100, 50), (500, 250, 15)]
+)
+def test_a_chosen_configuration_delivers_what_is_planned(
+    backend: Backend, isl: int, osl: int, tpot: int
+) -> None:
+    """Requests are alike, as a plan takes them; `spread` shows what uneven answers do to it (docs/planner-model.md)."""
+    found = plan("QWEN3_32B", 32, "h200_sxm", backend=backend, isl=isl, osl=osl, tpot=tpot, ttft=2000)
+    experiment, best = next(
+        (experiment, answer.best[0])
+        for experiment, answer in zip(found.experiments, found.answers, strict=True)
+        if answer.mode == "agg"
+    )
+    (chosen,) = best.workers
+    ((search,),) = experiment.searches
+    one = Parts().workers(replace(search, splits=(chosen.parallel,)), experiment)[0]
+    times = TabulatedTimes(one, experiment.load, users=chosen.batch, context_tokens=best.context_tokens)
+    engine = Engine(
+        chosen.batch, best.context_tokens, requests=20, warm_up=5, chunked=best.context_tokens < isl
+    )
+    seen = simulate(engine, times, experiment.load)
+    assert best.tpot == pytest.approx(seen.tpot, rel=0.01)
+    assert best.requests_per_s == pytest.approx(seen.requests_per_s, rel=0.01)
 
 
 def test_waiting_by_how_busy_the_steps_are_is_nearer_than_by_a_factor() -> None:

@@ -12,11 +12,12 @@ from aegis.errors import ConfigError
 from aegis.planner.models.formats import bytes_of, flops_of, format_name
 from aegis.planner.models.limits import SplitError, check_split
 from aegis.planner.models.mtp import default_mtp, generation_factor
-from aegis.planner.models.quantize import default_quantization, explain_quantization, has_in
+from aegis.planner.models.quantize import explain_quantization, has_in
 from aegis.planner.models.resolve import find_model
-from aegis.planner.models.splits import Lists, default_lists, default_splits, splits_of
+from aegis.planner.models.splits import Lists, default_lists, splits_of
 from aegis.planner.operations import NoData
 from aegis.planner.problem import BACKENDS, Mtp, Parallel, Quantization
+from tests.planner.models.chosen import default_quantization, default_splits
 
 from .recorded import BLACKWELL, HOPPER, recordings, system
 

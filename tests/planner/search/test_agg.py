@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from aegis.planner.estimator import AIC_012, CORRECTED, GUIDE, Estimator
 from aegis.planner.models.limits import SplitError
 from aegis.planner.models.resolve import find_model
-from aegis.planner.models.splits import default_splits
 from aegis.planner.operations import GenerationAttention
 from aegis.planner.problem import Load, Mtp, Parallel, Quantization, Targets, Tuning
 from aegis.planner.search.agg import BATCHES, sweep_agg
@@ -26,6 +25,7 @@ from aegis.planner.search.targets import TPOTS
 from aegis.planner.systems import load_system
 from tests.planner.estimate.built import built
 from tests.planner.estimate.fakes import Reckoned, graph, system, worker
+from tests.planner.models.chosen import default_splits
 
 if TYPE_CHECKING:
     from aegis.planner.estimate.worker import Worker

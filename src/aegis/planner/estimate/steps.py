@@ -67,10 +67,9 @@ class Steps:
         """One step that adds tokens to `batch` sequences; drafted tokens are further rows of the batch."""
         rows = self._rows(batch)
         at = query(tokens=rows, batch=rows, length=length)
-        factor = self.graph.step_factor
         # Apart, so that what does not depend on the length is asked once for many lengths.
         once = query(tokens=rows, batch=rows, length=np.min(length))
-        return Term(self._tokens, once, factor), Term(self._sequences, at, factor)
+        return Term(self._tokens, once), Term(self._sequences, at)
 
     def mixed(self, context_tokens: ArrayLike, requests: ArrayLike, load: Load) -> tuple[Term, ...]:
         """One step with a chunk of prompts and one token of each of `requests` sequences.
@@ -97,7 +96,7 @@ class Steps:
             Term(
                 self._decodes,
                 query(tokens=rows, batch=rows, length=length),
-                np.where(idle, 0.0, self.graph.step_factor),
+                np.where(idle, 0.0, 1.0),
             ),
         )
 

@@ -31,4 +31,3 @@ class Graph(Struct, frozen=True, kw_only=True):
     experts: int = 0
     topk: int = 0
     wide: bool = False  # experts are reached by a measured all-to-all transport
-    step_factor: float = 1.0  # MTP under the guide's rules: folds acceptance into the generation step

@@ -45,22 +45,6 @@ def has_in(tables: Tables) -> Has:
     return has
 
 
-def default_quantization(
-    model: ModelShape,
-    *,
-    system: System,
-    backend: Backend,
-    rules: Rules = "current",
-    has: Has | None = None,
-    role: Role = "agg",
-    prefer: str | None = None,
-) -> Quantization:
-    """Return the formats that `explain_quantization` finds."""
-    return explain_quantization(
-        model, system=system, backend=backend, rules=rules, has=has, role=role, prefer=prefer
-    )[0]
-
-
 def explain_quantization(
     model: ModelShape,
     *,

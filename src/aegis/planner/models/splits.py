@@ -40,29 +40,6 @@ class Lists(NamedTuple):
     cp: Sizes = ONE
 
 
-def default_splits(
-    model: ModelShape,
-    *,
-    system: System,
-    backend: Backend,
-    rules: Rules = "current",
-    role: Role = "agg",
-    total_gpus: int,
-    wide_ep: bool = False,
-) -> tuple[Parallel, ...]:
-    """Return the splits of one worker that are weighed unless said: all of `default_lists`."""
-    lists = default_lists(
-        model,
-        system=system,
-        backend=backend,
-        rules=rules,
-        role=role,
-        total_gpus=total_gpus,
-        wide_ep=wide_ep,
-    )
-    return splits_of(lists, has_experts=model.has_experts, backend=backend, rules=rules)
-
-
 def default_lists(
     model: ModelShape,
     *,
