@@ -126,10 +126,12 @@ class Local:
             SiteError: it runs on another machine, or belongs to another user.
         """
         manifest = find_run(handle, self.environ).read_manifest()
-        if manifest.state in ENDED or not manifest.pid or not manifest.pid_started:
+        if manifest.state in ENDED:
             return
         if manifest.host != os.uname().nodename:
             raise SiteError(f"job {handle} runs on {manifest.host}", hint="cancel it there")
+        if not manifest.pid or not manifest.pid_started:
+            return  # it ended before it was noted
         try:
             signal_process(manifest.pid, manifest.pid_started, signal.SIGTERM)
         except PermissionError:
