@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from aegis.preflight import check_entry
 from aegis.spec.deployment import ModelEntry
 from aegis.spec.machine import CPU_KIND
 from aegis.spec.platform import Node, Platform
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -232,10 +232,7 @@ def wait_until(true: Callable[[], Any]) -> None:
 
 @pytest.fixture
 def room(tmp_path: Path) -> Iterator[Room]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    made = Room(tmp_path, port)
+    made = Room(tmp_path, free_port(8))  # the head's port turns with each start
     yield made
     made.close()
 

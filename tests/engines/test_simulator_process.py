@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.ports import free_port
+
 from .conftest import CHAT, Sim, chat, wait_until
 
 if TYPE_CHECKING:
@@ -22,18 +24,16 @@ SHORT = 0.3  # seconds in which an answer would have come
 
 
 @pytest.fixture
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def port() -> int:
+    return free_port()
 
 
-def test_nothing_listens_before_start_up_is_over(sim: Start, free_port: int) -> None:
-    server = sim("--startup-seconds", "0.5", "--port", str(free_port))
+def test_nothing_listens_before_start_up_is_over(sim: Start, port: int) -> None:
+    server = sim("--startup-seconds", "0.5", "--port", str(port))
     refused = 0
     while "pid" not in server.log:
         with socket.socket() as sock:
-            refused += sock.connect_ex(("127.0.0.1", free_port)) != 0
+            refused += sock.connect_ex(("127.0.0.1", port)) != 0
     assert refused
     assert server.ask("/health").status == 200
     assert server.ask("/ping").status == server.ask("/ping", b"").status == 200
@@ -65,8 +65,8 @@ def test_a_port_in_use_is_told_as_vllm_does(sim: Start) -> None:
     assert server.log == "OSError: [Errno 98] Address already in use\n"
 
 
-def test_two_that_bind_one_port_while_starting(sim: Start, free_port: int) -> None:
-    servers = [sim("--startup-seconds", "0.5", "--port", str(free_port)) for _ in range(2)]
+def test_two_that_bind_one_port_while_starting(sim: Start, port: int) -> None:
+    servers = [sim("--startup-seconds", "0.5", "--port", str(port)) for _ in range(2)]
     wait_until(lambda: any(server.process.poll() is not None for server in servers))
     (loser,) = [server for server in servers if server.process.poll() is not None]
     (winner,) = [server for server in servers if server is not loser]
@@ -218,11 +218,11 @@ def ranks(sim: Start, port: int, *flags: str) -> tuple[Sim, Sim]:
     return sim(*common, "-r", "0"), follower
 
 
-def test_rank_0_is_ready_when_all_are_there(sim: Start, free_port: int) -> None:
-    alone = sim("--nnodes", "2", "--master-port", str(free_port))
-    wait_until(lambda: _listens(free_port))
+def test_rank_0_is_ready_when_all_are_there(sim: Start, port: int) -> None:
+    alone = sim("--nnodes", "2", "--master-port", str(port))
+    wait_until(lambda: _listens(port))
     assert not alone.log
-    follower = sim("--nnodes", "2", "--node-rank", "1", "--master-port", str(free_port), "--headless")
+    follower = sim("--nnodes", "2", "--node-rank", "1", "--master-port", str(port), "--headless")
     assert alone.ask("/health").status == 200
     wait_until(lambda: "rank 1 of 2" in follower.log)
 
@@ -233,8 +233,8 @@ def _listens(port: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_lost_rank_ends_rank_0(sim: Start, free_port: int, number: int) -> None:
-    head, follower = ranks(sim, free_port)
+def test_a_lost_rank_ends_rank_0(sim: Start, port: int, number: int) -> None:
+    head, follower = ranks(sim, port)
     assert head.ask(CHAT, chat()).status == 200
     follower.process.send_signal(number)
     assert follower.exit_code() == (0 if number == signal.SIGTERM else -number)
@@ -242,26 +242,26 @@ def test_a_lost_rank_ends_rank_0(sim: Start, free_port: int, number: int) -> Non
     assert "aegis sim: rank 1 is gone" in head.log
 
 
-def test_without_rank_0_the_others_end(sim: Start, free_port: int) -> None:
-    head, follower = ranks(sim, free_port)
+def test_without_rank_0_the_others_end(sim: Start, port: int) -> None:
+    head, follower = ranks(sim, port)
     assert head.ask("/health").status == 200
     head.process.kill()
     assert follower.exit_code() == 1
-    assert f"aegis sim: rank 0 at 127.0.0.1:{free_port} is gone" in follower.log
+    assert f"aegis sim: rank 0 at 127.0.0.1:{port} is gone" in follower.log
 
 
-def test_a_rank_that_is_there_already_is_refused(sim: Start, free_port: int) -> None:
-    head, _ = ranks(sim, free_port)
+def test_a_rank_that_is_there_already_is_refused(sim: Start, port: int) -> None:
+    head, _ = ranks(sim, port)
     assert head.ask("/health").status == 200
-    again = sim("--nnodes", "2", "--node-rank", "1", "--master-port", str(free_port))
+    again = sim("--nnodes", "2", "--node-rank", "1", "--master-port", str(port))
     assert again.exit_code() == 1
     assert "refuses rank 1 of 2" in again.log
     assert head.ask("/health").status == 200
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_ranks_that_do_not_meet_give_up(sim: Start, free_port: int, rank: str) -> None:
-    flags = ("--nnodes", "2", "--node-rank", rank, "--master-port", str(free_port), "--join-timeout", "0.2")
+def test_ranks_that_do_not_meet_give_up(sim: Start, port: int, rank: str) -> None:
+    flags = ("--nnodes", "2", "--node-rank", rank, "--master-port", str(port), "--join-timeout", "0.2")
     server = sim(*flags)
     assert server.exit_code() == 1
     assert "within 0.2 s" in server.log

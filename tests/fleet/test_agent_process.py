@@ -22,6 +22,7 @@ import pytest
 from aegis.fleet.agent.engine import INTERNAL_PORT_MARK, PORT_MARK
 from aegis.fleet.agent.processes import children_of
 from aegis.fleet.archive import agent_archive
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -136,13 +137,6 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
     except OSError:
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Registry:

@@ -27,6 +27,7 @@ from aegis.fleet.agent.processes import (
     wait_for_end,
 )
 from aegis.fleet.archive import agent_archive
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,13 +42,6 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["sleep", "60"], env={**os.environ, MARK: SLEEPER}) as process:
         yield process
         process.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 # ------------------------------------------------------------------------------------------- ports

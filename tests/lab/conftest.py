@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -36,17 +33,6 @@ def wait_until(true: Callable[[], Any], what: str = "", seconds: float = PATIENC
         if time.monotonic() > deadline:
             pytest.fail(f"not within {seconds:.0f} s: {what or true}")
         time.sleep(0.02)
-
-
-def free_port(count: int = 1) -> int:
-    """Return the first of so many free ports in a row, below those that connections take."""
-    start = random.randrange(20_000, 30_000)
-    for first in range(start, start + 2_000, count):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
-    pytest.fail("no free port")
 
 
 class Process(NamedTuple):

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import chat, free_port, wait_until
+from tests.ports import free_port
+
+from .conftest import chat, wait_until
 
 if TYPE_CHECKING:
     from .conftest import Job, Lab, Process

@@ -13,8 +13,9 @@ import pytest
 from aegis.planner.emit import save
 from aegis.planner.plan import plan
 from aegis.spec.step_times import StepTimes
+from tests.ports import free_port
 
-from .conftest import chat, free_port, wait_until
+from .conftest import chat, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

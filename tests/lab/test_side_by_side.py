@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import MARK, chat, free_port, request, wait_until
+from tests.ports import free_port
+
+from .conftest import MARK, chat, request, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

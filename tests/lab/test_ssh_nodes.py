@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from .conftest import Process, chat, free_port, wait_until
+from tests.ports import free_port
+
+from .conftest import Process, chat, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,6 +6,7 @@ core schema (section 10.3.2) become something other than text.
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -89,8 +90,9 @@ def read_document(file: FilePath) -> Document:
     return parse_document(text, str(file))
 
 
+@functools.lru_cache(maxsize=64)  # a command asks for the profiles of platforms and the catalog several times
 def parse_document(text: str, name: str) -> Document:
-    """Read YAML text; `name` stands for the file in messages.
+    """Read YAML text; `name` stands for the file in messages; callers leave what they get as it is.
 
     Raises:
         DeploymentError: it is not YAML.

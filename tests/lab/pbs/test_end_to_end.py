@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from tests.lab.conftest import chat, free_port, request, wait_until
+from tests.lab.conftest import chat, request, wait_until
+from tests.ports import free_port
 
 from .lab import NODES, can_rename_hosts
 

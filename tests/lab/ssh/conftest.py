@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.conftest import free_port, wait_until
+from tests.lab.conftest import wait_until
+from tests.ports import free_port
 
 from .sshd import Sshd, missing
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.conftest import Lab, chat, free_port, wait_until
+from tests.lab.conftest import Lab, chat, wait_until
 from tests.lab.pbs.conftest import PbsLab
 from tests.lab.ssh.sshd import Sshd
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,8 +15,9 @@ import pytest
 
 from aegis.errors import SiteError
 from aegis.schedulers.ssh import connect
-from tests.lab.conftest import free_port, request, wait_until
+from tests.lab.conftest import request, wait_until
 from tests.lab.ssh.sshd import Sshd
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

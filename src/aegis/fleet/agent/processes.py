@@ -93,7 +93,9 @@ class Wake:
 
     def wait(self, timeout: float) -> bool:
         """Wait until woken or the time is over; True when woken."""
-        woken = bool(select.select([self.reader], [], [], timeout)[0])
+        poll = select.poll()  # not `select`, which knows no descriptor above 1023
+        poll.register(self.reader, select.POLLIN)
+        woken = bool(poll.poll(timeout * 1000))
         self.clear()
         return woken
 
@@ -113,7 +115,7 @@ def wait_for_end(process: subprocess.Popen[bytes], wake: Wake, timeout: float) -
     except (AttributeError, OSError):  # kernels before 5.3
         deadline = time.monotonic() + timeout
         while process.poll() is None and time.monotonic() < deadline:
-            if select.select([wake.reader], [], [], min(0.2, max(0.0, deadline - time.monotonic())))[0]:
+            if wake.wait(min(0.2, max(0.0, deadline - time.monotonic()))):
                 break
     else:
         try:
