@@ -55,6 +55,8 @@ TOP: dict[str, tuple[Any, str | None, list[str], Any]] = {
     "endpoints_file": ("file", "variable", ["flag"], "flag"),
     "log_dir": ("/file", "/variable", ["/flag"], "/flag"),
     "skip_staging": (False, "false", [], True),
+    "stager": ("mpi", "none", ["tcp"], "tcp"),
+    "prebuilt": ("/file", "/variable", ["/flag"], "/flag"),
     "wait": (False, "false", [], True),
 }
 MODEL: dict[str, tuple[Any, str | None, list[str], Any]] = {

@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aegis.cli import COMMANDS
-
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(COMMANDS, "stage", ("aegis.cli.stage", "Bring files onto the nodes."))
 
 
 def names(folder: Path) -> list[str]:
@@ -157,9 +150,8 @@ def test_clean_needs_no_source(aegis: Callable[..., Any], config: Path, entry: P
 def test_staging_killed_and_run_again_is_whole(config: Path, entry: Path, tmp_path: Path) -> None:
     program = (
         "import os, sys\n"
-        "from aegis.cli import COMMANDS, main\n"
+        "from aegis.cli import main\n"
         "from aegis.staging import local\n"
-        "COMMANDS['stage'] = ('aegis.cli.stage', '')\n"
         "if sys.argv.pop() == 'die':\n"
         "    local._Here.publish = lambda self: os.kill(os.getpid(), 9)\n"
         "main()\n"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegis.fleet.progress import Counts, Failure, Progress
+from aegis.fleet.progress import Counts, Failure, Member, Progress
 from aegis.registry.model import STATUSES, Service
 
 if TYPE_CHECKING:
@@ -26,12 +26,16 @@ def service(
     )
 
 
+def following(*names: str) -> Progress:
+    return Progress(Member(name, name, f"node of {name}", ("/w/.aegis-manifest",)) for name in names)
+
+
 def told(progress: Progress, *services: Service) -> list[str]:
     return progress.apply(services, [], reset=False)
 
 
 def test_a_life_is_told_in_lines() -> None:
-    progress = Progress(["m-0"])
+    progress = following("m-0")
     lines = [
         told(progress, service("pending")),
         told(progress, service("starting", reason="starting")),
@@ -59,18 +63,18 @@ def test_a_life_is_told_in_lines() -> None:
 
 
 def test_a_failed_first_start_is_told_though_the_status_stays() -> None:
-    progress = Progress(["m-0"])
+    progress = following("m-0")
     told(progress, service("starting", reason="starting"))
     retry = service("starting", reason="exited with code 1; next start in 1 s")
     assert told(progress, retry) == ["m-0 starting: exited with code 1; next start in 1 s"]
 
 
 def test_a_member_has_no_port_to_tell() -> None:
-    assert told(Progress(["m-0"]), service("healthy", rank=1)) == ["m-0.rank1 healthy at h"]
+    assert told(following("m-0"), service("healthy", rank=1)) == ["m-0.rank1 healthy at h"]
 
 
 def test_an_instance_fails_with_any_of_its_members() -> None:
-    progress = Progress(["m-0", "m-1"])
+    progress = following("m-0", "m-1")
     told(progress, service("healthy"), service("healthy", rank=1), service("healthy", "m-1"))
     assert progress.counts == Counts(wanted=2, healthy=2, failed=0)
     told(progress, service("failed", rank=1, reason="boom", tail=["a", "b"]))
@@ -84,14 +88,14 @@ def test_an_instance_fails_with_any_of_its_members() -> None:
 
 
 def test_strangers_do_not_count() -> None:
-    progress = Progress(["m-0"])
+    progress = following("m-0")
     told(progress, service("healthy", "other-0"), service("failed", "other-1"))
     assert progress.counts == Counts(wanted=1, healthy=0, failed=0)
     assert progress.heads == {}
 
 
 def test_a_reset_forgets_and_a_removal_removes() -> None:
-    progress = Progress(["m-0", "m-1"])
+    progress = following("m-0", "m-1")
     told(progress, service("healthy"), service("healthy", "m-1"))
     progress.apply([], ["m-0", "unknown"], reset=False)
     assert set(progress.heads) == {"m-1"}
@@ -114,10 +118,31 @@ def test_a_reset_forgets_and_a_removal_removes() -> None:
     )
 )
 def test_counts_never_lie(changes: list[list[Service]]) -> None:
-    progress = Progress(["m-0", "m-1"])
+    progress = following("m-0", "m-1")
     for change in changes:
         progress.apply(change, [], reset=False)
         counts = progress.counts
         assert 0 <= counts.healthy + counts.failed <= counts.wanted == 2
         assert counts.settled >= counts.lost
         assert not told(progress, *progress.services.values())  # nothing is told twice
+
+
+def test_what_was_not_staged_fails_the_instance_that_waits_for_it() -> None:
+    members = [
+        Member("m-0", "m-0", "a", ("/w/.aegis-manifest",)),
+        Member("m-0.rank1", "m-0", "b", ("/w/.aegis-manifest",)),
+        Member("m-1", "m-1", "c", ("/w/.aegis-manifest",)),
+        Member("x-0", "x-0", "b", ("/x/.aegis-manifest",)),
+    ]
+    progress = Progress(members)
+    told(progress, *(service("pending", each.instance, node=each.node) for each in members))
+    assert progress.refuse("b", "/w/.aegis-manifest", "the disk is full (b)") == ["m-0", "m-0.rank1"]
+    assert progress.refuse("a", "/w/.aegis-manifest", "the same") == []
+    assert progress.refuse("nobody", "/w/.aegis-manifest", "") == []
+    assert progress.counts == Counts(wanted=3, healthy=0, failed=1)
+    assert not progress.given_up
+    told(progress, service("failed", reason="told to end before its node had all that it needs"))
+    assert progress.failed == [Failure(("m-0",), "the disk is full (b)", ())]  # once, and why
+    told(progress, service("failed", "m-1"), service("failed", "x-0"))
+    assert progress.counts.lost
+    assert progress.given_up

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aegis.errors import AegisError, ConfigError
+from aegis.errors import ConfigError
 from aegis.fleet.order import Weights
-from aegis.fleet.weights import download, find_weights, path_of
-from aegis.spec.deployment import Deployment, ModelEntry
+from aegis.fleet.weights import find_weights, path_of
+from aegis.spec.deployment import ModelEntry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,74 +87,6 @@ def test_a_snapshot_of_dangling_links_is_not_complete(cache: Path) -> None:
         config.symlink_to("/no/such/blob")
     with pytest.raises(ConfigError, match="without a complete snapshot"):
         find_weights(entry(model_source=str(cache)), skip_staging=False)
-
-
-# ------------------------------------------------------------------------------------------- download
-
-
-@pytest.fixture
-def venv(tmp_path: Path) -> Path:
-    """An environment whose `hf` writes down how it was called, and fails on `bad`."""
-    program = tmp_path / "venv" / "bin" / "hf"
-    program.parent.mkdir(parents=True)
-    program.write_text(
-        "#!/bin/sh\n"
-        f'printf "%s|" "$@" "$HF_HOME" "$HF_TOKEN" >> "{tmp_path}/calls"; echo >> "{tmp_path}/calls"\n'
-        'case "$2" in *bad*) echo first >&2; echo "404: no such model" >&2; exit 1;; esac\n'
-    )
-    program.chmod(0o755)
-    return tmp_path / "venv"
-
-
-def fetch(venv: Path | str, *entries: ModelEntry, token: str | None = None, **keys: Any) -> list[str]:
-    said: list[str] = []
-    deployment = Deployment(models=entries, venv=str(venv), hf_home="/hf", **keys)
-    download(deployment, {"PATH": os.defpath}, token, said.append)
-    return said
-
-
-def calls(tmp_path: Path) -> list[str]:
-    file = tmp_path / "calls"
-    return file.read_text().splitlines() if file.exists() else []
-
-
-def test_only_what_asks_for_it_is_downloaded(venv: Path, tmp_path: Path) -> None:
-    said = fetch(
-        venv,
-        entry("no"),
-        entry("org/yes $(x)", download_weights=True),
-        entry("simulated", download_weights=True, engine="sim"),
-        entry("placed", download_weights=True, model_source=str(tmp_path / "new")),
-        entry("there", download_weights=True, model_source=str(venv)),
-        token="t0k",
-    )
-    assert said == ["downloading org/yes $(x)", "downloading placed"]
-    assert calls(tmp_path) == [
-        "download|org/yes $(x)|/hf|t0k|",
-        f"download|placed|--local-dir|{tmp_path / 'new'}|/hf|t0k|",
-    ]
-
-
-def test_nothing_is_downloaded_when_staging_is_skipped(venv: Path, tmp_path: Path) -> None:
-    assert fetch(venv, entry(download_weights=True), skip_staging=True) == []
-    assert calls(tmp_path) == []
-
-
-def test_a_failed_download_has_the_last_word(venv: Path) -> None:
-    with pytest.raises(AegisError, match="org/bad cannot be downloaded: 404: no such model"):
-        fetch(venv, entry("org/bad", download_weights=True))
-
-
-@pytest.mark.parametrize("broken", ["missing", "not executable"])
-def test_no_program_to_download_with(venv: Path, broken: str) -> None:
-    program = venv / "bin" / "hf"
-    if broken == "missing":
-        program.unlink()
-    else:
-        program.chmod(0o644)
-    with pytest.raises(AegisError, match="cannot be run") as caught:
-        fetch(venv, entry(download_weights=True))
-    assert caught.value.hint
 
 
 def test_a_path_is_always_there() -> None:

@@ -29,7 +29,7 @@ NODES = Path("/run/nodes")
 
 def test_the_head_is_told_the_list_the_nodes_and_the_task() -> None:
     stage = STAGER.head(Path("/run/list"), NODES)
-    assert stage[3:] == ["head", *RECEIVE[4:8], "/run/list", "--nodes", "@/run/nodes"]
+    assert stage[3:] == ["head", *RECEIVE[4:8], "/run/list", "--nodes", "@/run/nodes", "--hear"]
     assert STAGER.head(Path("/run/list"), NODES, "verify") == [*stage, "--verify"]
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "registry": ("aegis.cli.registry", "Ask a registry for its services, or run one."),
     "shutdown": ("aegis.cli.shutdown", "Stop the servers of a job."),
     "sim": ("aegis.cli.sim", "Run one simulated server (for rehearsals and tests)."),
+    "stage": ("aegis.cli.stage", "Bring weights, environment and image onto the nodes."),
     "status": ("aegis.cli.status", "Show jobs and their servers."),
     "submit": ("aegis.cli.submit", "Submit a deployment as a job."),
     "tunnel": ("aegis.cli.tunnel", "Reach a server of a job from your own machine."),

@@ -31,7 +31,7 @@ ONE_ARGUMENT = re.compile(
 METAVARS = {  # by name, or by the last word of it; else that word
     **dict.fromkeys(("size", "instances", "nodes", "restarts", "gpus_per_node", "cpus_per_node"), "N"),
     **dict.fromkeys(("hf_home", "venv", "aegis_env", "source"), "DIR"),
-    **dict.fromkeys(("conda_env", "image"), "FILE"),
+    **dict.fromkeys(("conda_env", "image", "prebuilt"), "FILE"),
     **dict.fromkeys(("port", "start"), "PORT"),
     **dict.fromkeys(("nodelist", "exclude"), "NODES"),
     "mem_per_node": "SIZE",

@@ -11,14 +11,13 @@ import click
 from aegis.cli.options import DeploymentCommand, deployment_options, resolve_options
 from aegis.cli.render import print_json, printable, shortened, table
 from aegis.errors import ConfigError
-from aegis.staging.choose import STAGERS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from aegis.fleet.staging import Ground
     from aegis.spec.resolve import Resolved
-    from aegis.staging.choose import Choice, StagerName
+    from aegis.staging.choose import Choice
     from aegis.staging.estimate import Estimate
     from aegis.staging.plan import Plan
     from aegis.staging.stage import Action, Results
@@ -33,12 +32,6 @@ HOSTS_SHOWN = 3
 )
 @click.option("--verify", is_flag=True, help="Hash again what is staged, on all nodes.")
 @click.option("--clean", is_flag=True, help="Remove from the nodes what was staged.")
-@click.option(
-    "--stager", type=click.Choice(STAGERS), help="Who does it (default: the fastest that works here)."
-)
-@click.option(
-    "--prebuilt", metavar="FILE", help="The compiled MPI program, for sites that forbid to compile."
-)
 @click.option("--only", metavar="NODE,...", help="Stage to these nodes only.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -48,8 +41,6 @@ def command(
     dry_run: bool,
     verify: bool,
     clean: bool,
-    stager: StagerName | None,
-    prebuilt: str | None,
     only: str | None,
     as_json: bool,
     **options: Any,
@@ -61,12 +52,13 @@ def command(
     """
     if dry_run + verify + clean > 1:
         raise click.UsageError("--dry-run, --verify and --clean exclude each other")
-    from aegis.fleet.staging import chosen, ground_of  # noqa: PLC0415 - start-up time
+    from aegis.fleet.stagers import chosen  # noqa: PLC0415 - start-up time
+    from aegis.fleet.staging import ground_of  # noqa: PLC0415 - as above
 
     resolved = resolve_options(config, options, no_environment=no_environment)
     ground = ground_of(resolved, os.environ, imagine=dry_run)
     nodes = _chosen(only, ground)
-    choice = chosen(stager, ground, os.environ, prebuilt)
+    choice = chosen(resolved.deployment, ground, os.environ)
     if dry_run:
         _dry_run(resolved, ground, choice, nodes, as_json=as_json)
         return
@@ -74,7 +66,7 @@ def command(
         _say("nothing is staged: servers read the sources")
         return
     action: Action = "verify" if verify else "clean" if clean else "stage"
-    results, plan = _run(resolved, ground, choice, action, only=nodes, prebuilt=prebuilt)
+    results, plan = _run(resolved, ground, choice, action, nodes)
     if as_json:
         print_json(_results_json(results, plan, choice))
     else:
@@ -87,11 +79,10 @@ def _run(
     ground: Ground,
     choice: Choice,
     action: Action,
-    *,
     only: list[str],
-    prebuilt: str | None,
 ) -> tuple[Results, Plan]:
-    from aegis.fleet.staging import fetch, planned, stager_for, to_clean, wants_of  # noqa: PLC0415 - start-up time
+    from aegis.fleet.stagers import stager_for  # noqa: PLC0415 - start-up time
+    from aegis.fleet.staging import fetch, planned, to_clean, wants_of  # noqa: PLC0415 - as above
     from aegis.staging.estimate import note  # noqa: PLC0415 - as above
     from aegis.staging.progress import Progress, Reporter  # noqa: PLC0415 - as above
     from aegis.staging.stage import stage  # noqa: PLC0415 - as above
@@ -112,7 +103,7 @@ def _run(
             results = stage(
                 plan.items,
                 plan.hosts,
-                stager_for(choice, ground, deployment, os.environ, prebuilt),
+                stager_for(choice, ground, deployment, os.environ, _say),
                 watch,
                 action,
             )

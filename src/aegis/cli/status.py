@@ -77,23 +77,32 @@ def _overview(found: list[JobView]) -> str:
         (
             f"{each.job_id.partition('://')[0]}://{file_id(each.job_id)}",
             each.model_name,
-            each.model_status,
+            _status(each),
             f"{each.healthy}/{each.instances}" if each.instances and each.model_status not in ENDED else "-",
             age(each.age),
             age(each.time_left) if each.time_left is not None else "-",
-            each.base_url or shortened(each.reason) or UNAVAILABLE,
+            each.base_url or shortened("" if _stages(each) else each.reason) or UNAVAILABLE,
         )
         for each in found
     ]
     return table(("JOB", "MODEL", "STATUS", "HEALTHY", "AGE", "LEFT", "BASE URL"), rows)
 
 
+def _status(each: JobView) -> str:
+    return f"{each.model_status} ({each.reason})" if _stages(each) else each.model_status
+
+
+def _stages(each: JobView) -> bool:
+    """Tell whether the job's weights are on their way: its reason says how far."""
+    return each.model_status == "LAUNCHING" and each.reason.startswith("staging ")
+
+
 def _details(each: JobView) -> str:
     facts = [
         ("job", each.job_id),
         ("model", each.model_name),
-        ("status", each.model_status),
-        ("reason", each.reason),
+        ("status", _status(each)),
+        ("reason", "" if _stages(each) else each.reason),
         ("base url", each.base_url or UNAVAILABLE),
         ("nodes", each.node_list or each.host),
         ("restarts", each.restarts),

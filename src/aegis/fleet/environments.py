@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aegis.fleet.agent.processes import MARK
+from aegis.staging.environment import ready_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -41,10 +42,18 @@ def with_setup(argv: Sequence[str], setup: Sequence[str]) -> list[str]:
     return ["bash", "-lc", "\n".join([*setup, *last]), "aegis", *argv]
 
 
-def setup_lines(deployment: Deployment, platform: Platform) -> list[str]:
-    """Return the shell lines before the engine: the site's, the modules, then the environment that was named."""
+def setup_lines(deployment: Deployment, platform: Platform, staged: str | None = None) -> list[str]:
+    """Return the shell lines before the engine: the site's, the modules, then the environment that was named.
+
+    Args:
+        deployment: what is served.
+        platform: the site.
+        staged: where the conda-pack tarball was unpacked to on the nodes.
+    """
     lines = [*platform.setup, *(line for name in deployment.modules for line in module_lines(name))]
-    if deployment.conda_env:
+    if staged:
+        lines += ready_lines(staged)
+    elif deployment.conda_env:
         lines += conda_lines(deployment.conda_env, platform.node.local_path)
     if deployment.venv and lines:  # a login shell and modules put their own folders first
         import shlex  # noqa: PLC0415 - only where lines are quoted
@@ -101,7 +110,13 @@ def _refusal(before: str, quoted: str, after: str) -> list[str]:
 
 
 def container_command(
-    argv: Sequence[str], deployment: Deployment, platform: Platform, work_dir: str, folders: Iterable[str]
+    argv: Sequence[str],
+    deployment: Deployment,
+    platform: Platform,
+    work_dir: str,
+    folders: Iterable[str],
+    *,
+    staged: str | None = None,
 ) -> list[str]:
     """Return the command as it runs in the deployment's image.
 
@@ -109,7 +124,7 @@ def container_command(
     modules and the user's own Python packages are made for other programs. File systems are shared as the site has it
     (the home directory, /dev), so that caches and shared memory are those of a server outside.
     """
-    image = deployment.image or ""
+    image = staged or deployment.image or ""
     mounts = dict.fromkeys([work_dir, str(expanded(deployment.hf_home)), SOCKETS, *folders])
     mounts.pop("/", None)  # of that a container has its own
     words = [platform.container, "exec", "--cleanenv", *platform.container_args]

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -25,14 +25,17 @@ from aegis.errors import (
 )
 from aegis.files import PRIVATE, write_atomically
 from aegis.fleet.archive import agent_archive
+from aegis.fleet.delivery import Delivery, delivery
 from aegis.fleet.endpoints import EndpointsFile, endpoint_lines, is_own
+from aegis.fleet.inside import handle_of, patience, seconds, submitted_secrets
 from aegis.fleet.launchers import agents_for
 from aegis.fleet.nodes import Host, allocation, head_of
 from aegis.fleet.order import Fleet, fleet_file, node_orders
 from aegis.fleet.prepare import place_on, refuse_shared_endpoints
-from aegis.fleet.progress import Counts, Progress, failure_lines
+from aegis.fleet.progress import Counts, Progress, failure_lines, members_of
 from aegis.fleet.services import RegistryProcess, registry_client
-from aegis.fleet.weights import download, find_weights, path_of
+from aegis.fleet.staging import ground_at, site_of
+from aegis.fleet.weights import find_weights, path_of
 from aegis.processes import start_of
 from aegis.runs import Manifest, RunDir, endpoints_path, register
 from aegis.schedulers.base import JOB_VARIABLE, RUN_DIR_VARIABLE, SECRET_NAMES, SECRETS_VARIABLE, notice
@@ -40,14 +43,15 @@ from aegis.schedulers.local import new_handle
 from aegis.spec.walltime import format_walltime, parse_walltime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from types import FrameType
 
     from aegis.spec.resolve import Resolved
+    from aegis.staging.want import Site
 
 WATCH_SECONDS = 1.0  # how long the head listens before it looks at its own processes
 REVIVAL_PATIENCE = 60.0  # a registry that stays away so long ends the launch
-POLICY_VARIABLE = "AEGIS_AGENT_POLICY"  # JSON of seconds by name (`Policy` of agent/vitals.py): for tests, whose time is short
 NOTICE_SLACK = 75.0  # Slurm may send its notice up to a minute early
 
 
@@ -65,7 +69,7 @@ class Launch:
 
     def __init__(self, resolved: Resolved, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
         self.deployment = resolved.deployment
-        self.passed = _submitted_secrets(environ)
+        self.passed = submitted_secrets(environ)
         if resolved.hf_token:
             self.passed["HF_TOKEN"] = resolved.hf_token.reveal()
         self.environ = environ
@@ -75,8 +79,10 @@ class Launch:
         self.hosts = self.hosts[: self.placement.nodes]
         self.started = time.monotonic()
         self.walltime = parse_walltime(self.deployment.walltime) if self.deployment.walltime else None
-        self.patience = _patience(environ)
+        self.agent_patience = patience(environ)
         self._wish: Stop | None = None
+        self._interruptions = False  # whether a signal ends what is going on
+        self._unneeded: set[str] = set()  # members that are to be told that they wait in vain
         self._told_problem = ""
         self._signalled = False
 
@@ -90,10 +96,7 @@ class Launch:
             AegisError: it could not start, nothing is left, or it was interrupted.
         """
         self._refuse_shared_endpoints()
-        download(self.deployment, self.environ, self.passed.get("HF_TOKEN"), self.say)
-        weights = tuple(
-            find_weights(entry, skip_staging=self.deployment.skip_staging) for entry in self.deployment.models
-        )
+        self._look_for_weights()
         self.run_dir, self.manifest = self._open()
         self.endpoints = EndpointsFile(Path(str(self.manifest.endpoints_file)))
         if not self.environ.get(RUN_DIR_VARIABLE):
@@ -105,17 +108,9 @@ class Launch:
         self.agents = agents_for(self.platform, self.run_dir, self.hosts, sys.executable, self.environ)
         try:
             self._write_secrets()
-            self.registry.start()
-            fleet = self._fleet(weights)
-            orders = node_orders(fleet)
-            self._write(self.run_dir.fleet, fleet_file(orders))
-            self._write(self.run_dir.agent, agent_archive())
-            self.progress = Progress(
-                order.metadata["instance"] for node in orders for order in node.instances if order.rank == 0
-            )
-            self._announce()
-            self.agents.start()
-            self._follow(on_ready)
+            with self._interruptible(), self._delivery() as self.delivery:
+                self._start()
+                self._follow(on_ready)
         except Stop as stop:
             self._end(stop)
         except OSError as error:
@@ -124,7 +119,54 @@ class Launch:
         except AegisError as error:
             self._end(Stop(error.message, error))
 
+    def _start(self) -> None:
+        """Start the registry, the staging and the agents; from then on a signal is a wish, and no interruption."""
+        self.registry.start()
+        orders = node_orders(self._fleet())
+        self.progress = Progress(members_of(orders))
+        self._write(self.run_dir.fleet, fleet_file(orders))
+        self._write(self.run_dir.agent, agent_archive())
+        self._announce()
+        self.delivery.start()
+        self.agents.folder = self.delivery.bring_agents(self.run_dir, self.hosts)
+        self._interruptions = False
+        self.agents.start()
+
     # -- before
+
+    def _look_for_weights(self) -> None:
+        """Refuse what is not there before there is anything to clean up.
+
+        Raises:
+            ConfigError: weights that are not to be downloaded are missing.
+        """
+        for entry in self.deployment.models:
+            if not entry.download_weights:
+                find_weights(entry, skip_staging=self.deployment.skip_staging)
+
+    def _delivery(self) -> AbstractContextManager[Delivery]:
+        ground = ground_at(self.platform, self.hosts, self.placement, self._site())
+        return delivery(self.deployment, ground, self.environ, self.passed.get("HF_TOKEN"), self.say)
+
+    def _site(self) -> Site:
+        """Return the paths of the nodes; a node-local one that is not known here is missed only where it is needed."""
+        try:
+            return site_of(self.platform, self.environ)
+        except ConfigError:
+            if self.deployment.conda_env or self.deployment.image:
+                raise
+            return site_of(self.platform, self.environ, real=False)
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """While things are looked at, downloaded and unpacked, a signal ends the launch at once."""
+        self._interruptions = True
+        if self._wish:
+            raise self._wish
+        try:
+            yield
+        finally:
+            self._interruptions = False
 
     def _refuse_shared_endpoints(self) -> None:
         if not is_own(self.deployment.endpoints_file):
@@ -133,7 +175,7 @@ class Launch:
 
     def _open(self) -> tuple[RunDir, Manifest]:
         """Return the run directory of this job, and its manifest: both may be there, from the submission or an earlier run."""
-        handle = self.environ.get(JOB_VARIABLE) or _handle_of(self.environ) or new_handle()
+        handle = self.environ.get(JOB_VARIABLE) or handle_of(self.environ) or new_handle()
         given = self.environ.get(RUN_DIR_VARIABLE)
         models = [entry.name for entry in self.deployment.models]
         if given:
@@ -195,13 +237,14 @@ class Launch:
                 f"{file} cannot be written: {error.strerror}", hint="choose another directory with --log-dir"
             ) from None
 
-    def _fleet(self, weights: tuple[Any, ...]) -> Fleet:
+    def _fleet(self) -> Fleet:
         return Fleet(
             deployment=self.deployment,
             platform=self.platform,
             placement=self.placement,
             hosts=tuple(self.hosts),
-            weights=weights,
+            weights=self.delivery.weights,
+            staged=self.delivery.staged,
             job=self.manifest.job,
             run=self.run_dir,
             registry_url=self.registry.url,
@@ -209,7 +252,7 @@ class Launch:
             work_dir=os.getcwd(),  # noqa: PTH109 - text
             path=path_of(self.environ),
             no_proxy=self.environ.get("no_proxy") or self.environ.get("NO_PROXY") or "",
-            patience=self.patience,
+            patience=self.agent_patience,
         )
 
     def _announce(self) -> None:
@@ -227,13 +270,13 @@ class Launch:
 
     def _follow(self, on_ready: Callable[[list[str]], None]) -> None:
         """Follow the registry until a reason to stop turns up."""
-        client = registry_client(self.registry.url, self.run_dir, timeout=10.0)
+        self.client = registry_client(self.registry.url, self.run_dir, timeout=10.0)
         since: int | None = None
         silent_since: float | None = None
         ready = False
         while True:
             try:
-                seen = client.watch(since, WATCH_SECONDS)
+                seen = self.client.watch(since, WATCH_SECONDS)
                 since, silent_since = seen.revision, None
                 for line in self.progress.apply(seen.services, seen.removed, reset=seen.reset):
                     self.say(line)
@@ -256,8 +299,9 @@ class Launch:
 
     def _refresh(self) -> None:
         """Bring the endpoints file and the manifest up to date."""
-        for line in self.agents.check():
+        for line in (*self.agents.check(), *self.delivery.news()):
             self.say(line)
+        self._refuse_unstaged()
         changed = self.endpoints.update(self.progress.heads.values())
         if self.endpoints.problem != self._told_problem:
             self._told_problem = self.endpoints.problem
@@ -269,14 +313,29 @@ class Launch:
             if lines and self.manifest.state == "LAUNCHING":
                 self.manifest.state, self.manifest.ready = "READY", time.time()
             self._note()
+        elif self.manifest.state == "LAUNCHING" and self.manifest.reason != self.delivery.status:
+            self.manifest.reason = self.delivery.status
+            self._note()
+
+    def _refuse_unstaged(self) -> None:
+        """Give up the instances whose nodes lack what they need; their agents are told through the registry."""
+        for failure in self.delivery.failures():
+            why = f"{failure.error or 'not staged'} ({failure.host})"
+            self._unneeded |= set(
+                self.progress.refuse(failure.host, self.delivery.manifest(failure.item), why)
+            )
+        for member in self._unneeded & set(self.progress.services):  # the others have not said anything yet
+            with contextlib.suppress(AegisError):
+                self.client.drain(member)
+                self._unneeded.discard(member)
 
     def _check(self, counts: Counts) -> None:
         """Raise Stop when there is a reason to end."""
         if self._wish:
             raise self._wish
-        elapsed = time.monotonic() - self.started
+        elapsed = time.monotonic() - max(self.started, self.delivery.ended or math.inf)
         # `stopped` may be the last word of an agent that was killed, and is started again
-        given_up = counts.lost and all(each.status == "failed" for each in self.progress.heads.values())
+        given_up = counts.lost and self.progress.given_up
         if given_up or not self.agents.running:
             raise self._lost(counts)
         if self.walltime and self._time_left() < self._own_notice():
@@ -327,10 +386,12 @@ class Launch:
             self._wish = Stop(f"ended at its walltime of {format_walltime(self.walltime)}")
         else:
             self._wish = Stop("shut down")
+        if self._interruptions:
+            raise self._wish
 
     def _time_left(self) -> float:
         """Return the seconds that the scheduler still gives this job."""
-        began = _seconds(self.environ.get("SLURM_JOB_START_TIME"))
+        began = seconds(self.environ.get("SLURM_JOB_START_TIME"))
         elapsed = time.time() - began if began else time.monotonic() - self.started
         return (self.walltime or 0) - elapsed
 
@@ -370,13 +431,6 @@ class Launch:
             self.say(f"warning: {self.run_dir.manifest} cannot be written: {error.strerror}")
 
 
-def _patience(environ: Mapping[str, str]) -> dict[str, float]:
-    try:
-        return msgspec.json.decode(environ.get(POLICY_VARIABLE) or "{}", type=dict[str, float])
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{POLICY_VARIABLE} is no JSON object of seconds: {error}") from None
-
-
 def _last_line(nodes: Path) -> str:
     """Return what the agents, or who starts them, wrote last, to follow a statement."""
     for log in sorted(nodes.glob("*.log")):
@@ -396,32 +450,3 @@ def _also_into(log: Path, say: Callable[[str], None]) -> Callable[[str], None]:
             stream.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
     return both
-
-
-def _submitted_secrets(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the secrets that the submission left for this job."""
-    file = environ.get(SECRETS_VARIABLE)
-    if not file:
-        return {}
-    try:
-        return msgspec.json.decode(Path(file).read_bytes(), type=dict[str, str])
-    except (OSError, msgspec.DecodeError) as error:
-        raise AegisError(
-            f"the secrets of this job cannot be read: {file}: {error}", hint="submit it again"
-        ) from None
-
-
-def _seconds(text: str | None) -> float:
-    try:
-        return float(text or 0)
-    except ValueError:
-        return 0.0
-
-
-def _handle_of(environ: Mapping[str, str]) -> str | None:
-    """Return the handle of the scheduler's job that this process is part of."""
-    if job := environ.get("SLURM_JOB_ID"):
-        return f"slurm://{job}"
-    if job := environ.get("PBS_JOBID"):
-        return f"pbs://{job}"
-    return None

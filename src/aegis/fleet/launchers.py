@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from aegis.fleet.services import log_of, stop_all, tied
 from aegis.schedulers.base import GROUP_VARIABLE
+from aegis.step import SSH, step_environment, step_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,17 +21,12 @@ if TYPE_CHECKING:
 
 AGENT_RESTARTS = 3
 ENDED_BY_ITSELF = (0, 1)  # told to stop, or every instance given up; anything else is a death
-# Nobody is there to answer a question, and a node that is gone says nothing by itself
-SSH = ("-oBatchMode=yes", "-oConnectTimeout=30", "-oServerAliveInterval=15", "-oServerAliveCountMax=4")
-# Of the job, but not of this step: with any of them a step gets a part of what the job has on a node.
-NOT_OF_THE_STEP = (
-    *("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_EXACT"),
-    *("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"),
-)
 
 
 class Agents(Protocol):
     """The agents of all nodes, however they are started."""
+
+    folder: str | None  # on every node, with what an agent reads; None: the run directory has it
 
     def start(self) -> None:
         """Start one on every node."""
@@ -63,6 +59,7 @@ class Each:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.restarts: dict[str, int] = {}
         self.given_up: set[str] = set()
+        self.folder: str | None = None
 
     def start(self) -> None:
         """Start one on every node."""
@@ -100,7 +97,7 @@ class Each:
         stop_all(list(self.processes.values()))
 
     def _start(self, host: Host) -> None:
-        command = agent_command(self.run, self.python, host.name)
+        command = agent_command(self.run, self.python, host.name, self.folder)
         if self.ssh is None:
             command += ["--parent", str(os.getpid())]
         else:
@@ -124,6 +121,7 @@ class Together:
         self.platform = platform
         self.environ = environ
         self.process: subprocess.Popen[bytes] | None = None
+        self.folder: str | None = None
 
     @property
     def host_file(self) -> Path:
@@ -133,11 +131,8 @@ class Together:
     def command(self) -> list[str]:
         """Return the launcher's command; each agent finds its line by its host name."""
         count, file = len(self.hosts), str(self.host_file)
-        if self.platform.launcher == "srun":
-            words = srun_words(count, file, self.environ.get(GROUP_VARIABLE))
-        else:
-            words = ["mpiexec", "-n", str(count), "-ppn", "1", "--hostfile", file]
-        return [*words, *self.platform.launcher_args, *agent_command(self.run, self.python, "")]
+        words = step_words(self.platform.launcher, count, file, self.environ.get(GROUP_VARIABLE, ""))
+        return [*words, *self.platform.launcher_args, *agent_command(self.run, self.python, "", self.folder)]
 
     def start(self) -> None:
         """Start the launcher.
@@ -146,7 +141,6 @@ class Together:
             OSError: the file of the nodes cannot be written.
         """
         self.host_file.write_text("".join(f"{host.name}\n" for host in self.hosts))
-        environ = {name: value for name, value in self.environ.items() if name not in NOT_OF_THE_STEP}
         with log_of(self.run, "launcher") as log:
             self.process = subprocess.Popen(
                 tied(self.command()),
@@ -154,7 +148,7 @@ class Together:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=environ,
+                env=step_environment(self.environ),
             )
 
     def check(self) -> list[str]:
@@ -172,19 +166,6 @@ class Together:
             stop_all([self.process])
 
 
-def srun_words(nodes: int, host_file: str, group: str | None) -> list[str]:
-    """Return the step: one task on each node, with all that the job has there, beside other steps of the job.
-
-    It outlives the loss of a node. CPUs and GPUs are not asked for: a step that names none has all of them.
-    """
-    return [
-        *("srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--nodelist={host_file}"),
-        *("--mem=0", "--cpu-bind=none", "--overlap", "--export=ALL"),
-        *("--no-kill", "--kill-on-bad-exit=0", "--wait=0"),
-        *([f"--het-group={group}"] if group else []),
-    ]
-
-
 def agents_for(
     platform: Platform, run: RunDir, hosts: Sequence[Host], python: str, environ: Mapping[str, str]
 ) -> Agents:
@@ -194,7 +175,17 @@ def agents_for(
     return Together(run, hosts, python, platform, environ)
 
 
-def agent_command(run: RunDir, python: str, node: str) -> list[str]:
-    """Return the agent's command line; secrets are in a file that only its owner may read."""
-    command = [python, "-I", str(run.agent), str(run.fleet), "--secrets", str(run.secrets)]
+def agent_command(run: RunDir, python: str, node: str, folder: str | None = None) -> list[str]:
+    """Return the agent's command line; secrets are in a file that only its owner may read.
+
+    Args:
+        run: the run directory, which all nodes see.
+        python: that runs it.
+        node: the node's name; "": it finds its own.
+        folder: on the node, with the agent and its orders; removed at its end.
+    """
+    agent, fleet = (f"{folder}/{file.name}" if folder else str(file) for file in (run.agent, run.fleet))
+    command = [python, "-I", agent, fleet, "--secrets", str(run.secrets)]
+    if folder:
+        command += ["--folder", folder]
     return [*command, "--node", node] if node else command

@@ -41,6 +41,25 @@ HEAD_SECONDS = (
 LINKED_PUSH_SECONDS = 2.0  # members of one instance learn of each other's restarts from the answers
 
 
+class Need(Struct, frozen=True, kw_only=True):
+    """Something that is staged to a node before an instance starts there (keys as `fleet/agent` reads them)."""
+
+    manifest: str  # in it, or beside a single file
+    length: int  # bytes of the manifest that say what was to be staged
+    crc: int  # CRC-32 of those
+    file: str = ""  # the single file; "": a directory, which is there as a whole or not at all
+    size: int = 0
+    mtime_ns: int = 0
+
+
+class Staged(Struct, frozen=True, kw_only=True):
+    """What servers load from their node, and wait for."""
+
+    needs: tuple[tuple[Need, ...], ...] = ()  # per model entry; (): nothing is waited for
+    environment: str | None = None  # conda environment, where a tarball was unpacked and staged
+    image: str | None = None
+
+
 class InstanceOrder(Struct, kw_only=True):
     """One member of one instance (keys as `fleet/agent` reads them)."""
 
@@ -64,6 +83,7 @@ class InstanceOrder(Struct, kw_only=True):
     metrics: dict[str, tuple[str, ...]]
     causes: tuple[Cause, ...]
     policy: dict[str, float]
+    needs: tuple[Need, ...]
     metadata: dict[str, Any]
 
 
@@ -92,6 +112,7 @@ class Fleet(Struct, frozen=True, kw_only=True):
     placement: Placement
     hosts: tuple[Host, ...]
     weights: tuple[Weights, ...]  # per model entry
+    staged: Staged = Staged()
     job: str
     run: RunDir
     registry_url: str
@@ -187,6 +208,7 @@ def _instance_order(
             "max_restarts": fleet.deployment.max_restarts,
             **fleet.patience,
         },
+        needs=fleet.staged.needs[instance.model] if fleet.staged.needs else (),
         metadata={
             "model": entry.name,
             "job": fleet.job,
@@ -248,14 +270,19 @@ def _proxies(fleet: Fleet) -> dict[str, str]:
 def _process(fleet: Fleet, start: Start, kind: Engine) -> tuple[list[str], dict[str, str]]:
     """Return the command that the agent starts, and its variables."""
     command, environment = kind.command(start), _environment(fleet, start, kind)
-    setup = setup_lines(fleet.deployment, fleet.platform)
+    setup = setup_lines(fleet.deployment, fleet.platform, fleet.staged.environment)
     if not _contained(fleet, start):
         return with_setup(command, setup), environment
     mask = _mask(start)
     late = (*mask, *SECRET_NAMES, TOKEN_VARIABLE)  # known to the agent alone
     inside = {name: value for name, value in environment.items() if name not in late}
     argv = container_command(
-        command, fleet.deployment, fleet.platform, fleet.work_dir, _folders(start, environment)
+        command,
+        fleet.deployment,
+        fleet.platform,
+        fleet.work_dir,
+        _folders(start, environment),
+        staged=fleet.staged.image,
     )
     setup += container_lines(fleet.deployment, fleet.platform, late)
     return with_setup(argv, setup), container_environment(inside, {**_proxies(fleet), **mask})

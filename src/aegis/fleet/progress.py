@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from aegis.fleet.order import NodeOrder
     from aegis.registry.model import Service
 
 TAIL_LINES = 12
@@ -41,12 +42,47 @@ class Failure(Struct, frozen=True):
     tail: tuple[str, ...]  # last lines of their output
 
 
+class Member(NamedTuple):
+    """One process of an instance, and what it waits for."""
+
+    service_id: str
+    instance: str
+    node: str
+    manifests: tuple[str, ...]  # of what is staged for it
+
+
+def members_of(orders: Iterable[NodeOrder]) -> list[Member]:
+    """Return all members of a launch."""
+    return [
+        Member(each.id, each.metadata["instance"], order.node, tuple(need.manifest for need in each.needs))
+        for order in orders
+        for each in order.instances
+    ]
+
+
 class Progress:
     """Follows the services of one fleet."""
 
-    def __init__(self, instances: Iterable[str]) -> None:
-        self.wanted = set(instances)
+    def __init__(self, members: Iterable[Member]) -> None:
+        self.members = tuple(members)
+        self.wanted = {member.instance for member in self.members}
         self.services: dict[str, Service] = {}
+        self.refused: dict[str, str] = {}  # instances that cannot be, whatever their agents say -> why
+
+    def refuse(self, node: str, manifest: str, why: str) -> list[str]:
+        """Give up the instances that wait for something on a node in vain; return the members that are to be told."""
+        waiting = [each for each in self.members if each.node == node and manifest in each.manifests]
+        lost = {each.instance for each in waiting} - set(self.refused)
+        self.refused |= dict.fromkeys(lost, why)
+        return [each.service_id for each in self.members if each.instance in lost]
+
+    @property
+    def given_up(self) -> bool:
+        """Whether no head will serve again: `stopped` may be the last word of an agent that is started again."""
+        heads = self.heads
+        return all(
+            name in self.refused or heads[name].status == "failed" for name in self.wanted if name in heads
+        )
 
     def apply(self, services: Iterable[Service], removed: Iterable[str], *, reset: bool) -> list[str]:
         """Take a change from the registry; return a line for each thing that a person wants to know."""
@@ -77,9 +113,8 @@ class Progress:
     def counts(self) -> Counts:
         """How the fleet stands; an instance has failed when any of its members has."""
         failed = {
-            service.metadata.get("instance")
-            for service in self.services.values()
-            if service.status == "failed"
+            *self.refused,
+            *(each.metadata.get("instance") for each in self.services.values() if each.status == "failed"),
         } & self.wanted
         healthy = [
             name for name, service in self.heads.items() if service.status == "healthy" and name not in failed
@@ -90,8 +125,10 @@ class Progress:
     def failed(self) -> list[Failure]:
         """What is known of the failed members; those that failed alike are told once."""
         alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for name, why in sorted(self.refused.items()):
+            alike.setdefault((why, ()), []).append(name)
         for service in sorted(self.services.values(), key=lambda each: each.service_id):
-            if service.status == "failed":
+            if service.status == "failed" and service.metadata.get("instance") not in self.refused:
                 tail = tuple(service.metadata.get("tail") or ())[-TAIL_LINES:]
                 reason = str(service.metadata.get("reason") or "no reason given")
                 where = f"{service.service_id} on {service.metadata.get('node')}"

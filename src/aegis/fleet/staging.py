@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from aegis.errors import ConfigError, SiteError
 from aegis.fleet.environments import expanded
-from aegis.fleet.launchers import NOT_OF_THE_STEP
-from aegis.fleet.nodes import Host, allocation, head_of
+from aegis.fleet.nodes import Host, allocation
 from aegis.fleet.prepare import place_on
-from aegis.fleet.services import tied
 from aegis.fleet.weights import find_weights, snapshot_of
-from aegis.schedulers.base import GROUP_VARIABLE
-from aegis.staging import mpi, tcp
-from aegis.staging.choose import Choice, Facts, choose
 from aegis.staging.download import download
 from aegis.staging.environment import content_key, unpacked
 from aegis.staging.listing import File, Item
 from aegis.staging.local import adopt
 from aegis.staging.plan import Plan, make_plan
-from aegis.staging.runners import OnThisMachine, OverTcp
 from aegis.staging.want import UNKNOWN, Site, absolute, expand, is_tarball, wanted
 
 if TYPE_CHECKING:
@@ -33,8 +26,6 @@ if TYPE_CHECKING:
     from aegis.spec.deployment import Deployment, ModelEntry
     from aegis.spec.platform import Platform
     from aegis.spec.resolve import Resolved
-    from aegis.staging.choose import StagerName
-    from aegis.staging.stage import Stager
     from aegis.staging.want import Want
 
 
@@ -74,18 +65,21 @@ def ground_of(resolved: Resolved, environ: Mapping[str, str], *, imagine: bool =
         hosts, real = None, False
     platform, placement = place_on(resolved.platform, resolved.deployment, len(hosts) if hosts else None)
     machines = hosts or [Host(f"node {n + 1}", "", "") for n in range(placement.nodes)]
-    names = [host.name for host in machines]
-    return Ground(
-        platform,
-        tuple(machines[: placement.nodes]),
-        hosts_by_model(placement, names, len(resolved.deployment.models)),
-        site_of(resolved.platform, environ, real=real),
-        real,
-    )
+    site = site_of(platform, environ, real=real)
+    return ground_at(platform, machines[: placement.nodes], placement, site, real=real)
 
 
-def hosts_by_model(placement: Placement, names: Sequence[str], models: int) -> tuple[tuple[str, ...], ...]:
+def ground_at(
+    platform: Platform, machines: Sequence[Host], placement: Placement, site: Site, *, real: bool = True
+) -> Ground:
+    """Return the nodes of a placement, and who needs what."""
+    by_model = hosts_by_model(placement, [host.name for host in machines])
+    return Ground(platform, tuple(machines), by_model, site, real)
+
+
+def hosts_by_model(placement: Placement, names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Return, per model, the nodes that hold a member of one of its instances, in the order of the nodes."""
+    models = 1 + max(instance.model for instance in placement.instances)
     nodes: list[set[int]] = [set() for _ in range(models)]
     for instance in placement.instances:
         nodes[instance.model].update(member.node for member in instance.members)
@@ -105,40 +99,6 @@ def site_of(platform: Platform, environ: Mapping[str, str], *, real: bool = True
         uid=os.getuid(),
         home=str(expanded("~")),
     )
-
-
-def facts_of(ground: Ground, environ: Mapping[str, str], prebuilt: str | None = None) -> Facts:
-    """Return what the choice of a stager follows from, as it is on this machine."""
-    import shutil  # noqa: PLC0415 - start-up time
-
-    here = os.uname().nodename.partition(".")[0]
-    local = ground.platform.launcher == "local"
-    return Facts(
-        one_machine=local or (ground.real and {host.partition(".")[0] for host in ground.hosts} == {here}),
-        launcher=ground.platform.launcher,
-        program=prebuilt is not None,
-        compiler=shutil.which(environ.get("MPICC") or "mpicc", path=environ.get("PATH")) is not None,
-        starter=any(map(shutil.which, ("mpiexec", "srun"))),
-    )
-
-
-def chosen(
-    wish: StagerName | None, ground: Ground, environ: Mapping[str, str], prebuilt: str | None = None
-) -> Choice:
-    """Return the stager that was asked for, or the fastest that works here; a compiler that fails is none.
-
-    Raises:
-        AegisError: what was asked for cannot work here.
-    """
-    choice = choose(wish, facts_of(ground, environ, prebuilt))
-    if choice.stager == "mpi":
-        try:
-            mpi.program(environ=environ, prebuilt=prebuilt)
-        except SiteError as error:
-            if wish is not None or prebuilt is not None:
-                raise
-            return Choice("tcp", error.message.partition("\n")[0].rstrip(":"))
-    return choice
 
 
 def fetch(
@@ -185,7 +145,7 @@ def wants_of(
     problems, weights = [], []
     for entry in deployment.models:
         try:
-            weights.append(_source_of(entry, deployment, gone=gone))
+            weights.append(source_of(entry, deployment, gone=gone))
         except ConfigError as error:
             problems.append(error)
             weights.append(None)
@@ -202,8 +162,12 @@ def wants_of(
     return wanted(deployment, weights, ground.by_model, ground.site, key)
 
 
-def _source_of(entry: ModelEntry, deployment: Deployment, *, gone: bool) -> str | None:
-    """Return the directory whose files are staged for a model; None where nothing is."""
+def source_of(entry: ModelEntry, deployment: Deployment, *, gone: bool = False) -> str | None:
+    """Return the directory whose files are staged for a model; None where nothing is.
+
+    Raises:
+        ConfigError: it is not there, and was not said to be gone.
+    """
     if entry.engine == "sim":
         return None
     if entry.model_source and gone:
@@ -276,40 +240,3 @@ def to_clean(wants: Sequence[Want], only: Iterable[str] = ()) -> Iterator[Plan]:
     )
     hosts = tuple(dict.fromkeys(host for item in items for host in item.hosts))
     yield Plan(items=items, wants=staged, hosts=hosts)
-
-
-def stager_for(
-    choice: Choice,
-    ground: Ground,
-    deployment: Deployment,
-    environ: Mapping[str, str],
-    prebuilt: str | None = None,
-) -> Stager:
-    """Return the stager that was chosen; its files lie in the deployment's `log_dir`, which all nodes see.
-
-    Raises:
-        SiteError: it cannot work here.
-    """
-    if choice.stager == "copy":
-        return OnThisMachine()
-    platform, shared = ground.platform, expanded(deployment.log_dir)
-    inherited = {name: value for name, value in environ.items() if name not in NOT_OF_THE_STEP}
-    group = environ.get(GROUP_VARIABLE, "")
-    if choice.stager == "mpi":
-        kind: Literal["mpiexec", "srun"] = "srun" if platform.launcher == "srun" else "mpiexec"
-        return mpi.OverMpi(
-            shared=shared,
-            launcher=mpi.MpiLauncher(kind=kind, words=platform.launcher_args, het_group=group),
-            environ=inherited,
-            program=mpi.program(environ=environ, prebuilt=prebuilt),
-            tied=tied,
-        )
-    head = head_of(ground.machines, os.uname().nodename, platform.network.host_suffix)
-    return OverTcp(
-        shared=shared,
-        launcher=tcp.Launcher(kind=platform.launcher, words=platform.launcher_args, het_group=group),
-        address=head.address,
-        python=sys.executable,
-        environ=inherited,
-        tied=tied,
-    )

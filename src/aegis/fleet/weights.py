@@ -1,21 +1,20 @@
-"""Where an engine finds its weights, and the download where that was asked for."""
+"""Where an engine finds its weights."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 from typing import TYPE_CHECKING
 
-from aegis.errors import AegisError, ConfigError
+from aegis.errors import ConfigError
 from aegis.fleet.environments import expanded
 from aegis.fleet.order import Weights
 from aegis.preflight.source import chosen_snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from aegis.spec.deployment import Deployment, ModelEntry
+    from aegis.spec.deployment import ModelEntry
 
 
 def find_weights(entry: ModelEntry, *, skip_staging: bool) -> Weights:
@@ -64,46 +63,6 @@ def snapshot_of(source: Path) -> Path:
             hint="download the model again, or name the snapshot's directory",
         )
     return snapshots / chosen
-
-
-def download(
-    deployment: Deployment, environ: Mapping[str, str], token: str | None, say: Callable[[str], None]
-) -> None:
-    """Download the models that ask for it, with the engine environment's own `hf`; what is there is not fetched again.
-
-    Raises:
-        AegisError: it fails; the message has the last words of `hf`.
-    """
-    venv = deployment.venv
-    program = str(expanded(venv) / "bin" / "hf") if venv else "hf"
-    for entry in deployment.models:
-        if not entry.download_weights or entry.engine == "sim" or deployment.skip_staging:
-            continue
-        command = [program, "download", entry.model]
-        if entry.model_source:
-            source = expanded(entry.model_source)
-            if source.is_dir():
-                continue
-            command += ["--local-dir", str(source)]
-        say(f"downloading {entry.model}")
-        secret = {"HF_TOKEN": token} if token else {}
-        home = str(expanded(deployment.hf_home))
-        try:
-            subprocess.run(
-                command,
-                env={**environ, **secret, "HF_HOME": home},
-                check=True,
-                stderr=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-            )
-        except OSError as error:
-            raise AegisError(
-                f"{program} cannot be run ({error.strerror}), and {entry.name} is to be downloaded",
-                hint="install huggingface_hub beside the engine, or set `model_source`",
-            ) from None
-        except subprocess.CalledProcessError as error:
-            last = error.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
-            raise AegisError(f"{entry.model} cannot be downloaded: {last[0]}") from None
 
 
 def path_of(environ: Mapping[str, str]) -> str:

@@ -147,6 +147,8 @@ def _environments(job: Job) -> Iterator[tuple[str, str, str]]:
         yield "conda_env", job.inside(deployment.conda_env), "the conda environment"
     if deployment.image and "://" not in deployment.image:
         yield "image", job.inside(deployment.image), "the image"
+    if deployment.prebuilt:
+        yield "prebuilt", job.inside(deployment.prebuilt), "the MPI program of staging"
     if deployment.aegis_env:
         home = job.files.absolute(deployment.aegis_env)
         yield "aegis_env", home, "the environment of aegis"

@@ -16,6 +16,7 @@ Port: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
 EngineName = Literal["vllm", "sglang", "sim"]
 SchedulerName = Literal["local", "pbs", "slurm"]
 Executor = Literal["mp", "ray"]
+StagerName = Literal["mpi", "tcp", "copy", "none"]
 
 REGISTRY_PORT = 8471
 PORT_START = 8000
@@ -144,4 +145,14 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     skip_staging: Annotated[
         bool, Meta(description="the weights are in hf_home already: neither stage them nor read model_source")
     ] = False
+    stager: Annotated[
+        StagerName | None,
+        Meta(
+            description="what brings weights, environment and image to the nodes (default: the fastest that works "
+            "there); none: servers read the sources"
+        ),
+    ] = None
+    prebuilt: Annotated[
+        Text | None, Meta(description="the MPI program of staging, for sites where it cannot be compiled")
+    ] = None
     wait: Annotated[bool, Meta(description="submit: return when the servers are healthy")] = False

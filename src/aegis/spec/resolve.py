@@ -31,7 +31,7 @@ MODEL_TYPES = field_types(ModelEntry)
 SECRET = "hf_token"  # noqa: S105 - the name of the key, kept out of every struct that is written anywhere
 DEFAULT = "default"
 HOLDERS = ("image", "venv", "conda_env")  # of the engine
-PATHS = ("hf_home", *HOLDERS, "aegis_env", "endpoints_file", "log_dir")
+PATHS = ("hf_home", *HOLDERS, "aegis_env", "endpoints_file", "log_dir", "prebuilt")
 MODEL_PATHS = ("model", "model_source")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
 from aegis.errors import ConfigError, SiteError
 
-StagerName = Literal["mpi", "tcp", "copy", "none"]
-STAGERS: Final[tuple[StagerName, ...]] = ("mpi", "tcp", "copy", "none")
+if TYPE_CHECKING:
+    from aegis.spec.deployment import StagerName
 
 
 class Facts(Struct, frozen=True, kw_only=True):
@@ -27,6 +27,7 @@ class Choice(NamedTuple):
 
     stager: StagerName
     why: str
+    asked: bool = False  # by name: then nothing else will do
 
 
 def choose(wish: StagerName | None, facts: Facts) -> Choice:
@@ -44,7 +45,7 @@ def choose(wish: StagerName | None, facts: Facts) -> Choice:
     if wish == "mpi" and (lacking := _lacking(facts)):
         raise SiteError(f"--stager mpi: {lacking}", hint="load the site's MPI module, or take --stager tcp")
     if wish is not None:
-        return Choice(wish, "asked for")
+        return Choice(wish, "asked for", asked=True)
     if facts.one_machine:
         return Choice("copy", "one machine")
     lacking = _lacking(facts)

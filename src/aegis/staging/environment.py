@@ -105,7 +105,8 @@ def ready_lines(environment: str) -> list[str]:
         "export PYTHONNOUSERSITE=1",  # what the user has in ~/.local is made for another Python
         f"conda_env={shlex.quote(environment)}",
         f'[ -d "$conda_env" ] || {{ {refusal} is not staged here" >&2; exit 127; }}',
-        f'[ -O "$conda_env" ] || {{ {refusal} is not ours" >&2; exit 127; }}',
+        # who owns the folder around it could put another in its place
+        f'[ -O "$conda_env" ] && [ -O "${{conda_env%/*}}" ] || {{ {refusal} is not ours" >&2; exit 127; }}',
         "(",
         "  flock 9",
         f'  if [ ! -e "$conda_env/{READY}" ]; then',

@@ -19,6 +19,7 @@ from aegis.errors import AegisError, SiteError
 from aegis.files import write_atomically
 from aegis.staging.events import Done, NodeResult, read_event
 from aegis.staging.listing import encode
+from aegis.step import step_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -175,16 +176,8 @@ def _compile(compiler: Compiler, built: Path, environ: Mapping[str, str]) -> Non
 
 def command(launcher: MpiLauncher, nodes: int, nodes_file: Path, argv: Sequence[str]) -> list[str]:
     """Return the argv that runs a program once on each node; the file has a node's name on every line."""
-    count = str(nodes)
-    if launcher.kind == "mpiexec":
-        return ["mpiexec", "-n", count, "-ppn", "1", "--hostfile", str(nodes_file), *launcher.words, *argv]
-    return [
-        *("srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", f"--nodelist={nodes_file}"),
-        *("--mem=0", "--cpu-bind=none", "--overlap", "--export=ALL", "--kill-on-bad-exit=1"),
-        *([f"--het-group={launcher.het_group}"] if launcher.het_group else []),
-        *launcher.words,
-        *argv,
-    ]
+    words = step_words(launcher.kind, nodes, str(nodes_file), launcher.het_group, survives=False)
+    return [*words, *launcher.words, *argv]
 
 
 def arguments(
@@ -226,7 +219,7 @@ class OverMpi(Struct, frozen=True, kw_only=True):
             raise SiteError(f"{self.launcher.kind} is not on PATH", hint=MODULE_HINT)
         try:
             self.shared.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".staging-", dir=self.shared) as folder:
+            with tempfile.TemporaryDirectory(prefix=".staging-", dir=self.shared.absolute()) as folder:
                 self._run(Path(folder), items, hosts, action, tell)
         except OSError as error:
             raise SiteError(

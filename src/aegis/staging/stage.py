@@ -101,7 +101,7 @@ def stage(
         if isinstance(event, NodeResult):
             ended[event.item, event.host] = event
         elif isinstance(event, Done):
-            read = event.bytes_read
+            read += event.bytes_read
         tell(event)
 
     if items:

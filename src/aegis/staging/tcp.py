@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
+from aegis.step import SSH, step_words
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 Task = Literal["stage", "verify", "clean"]
-# Nobody is there to answer a question, and a node that is gone says nothing by itself
-SSH = ("-oBatchMode=yes", "-oConnectTimeout=30", "-oServerAliveInterval=15", "-oServerAliveCountMax=4")
+LauncherKind = Literal["local", "ssh", "srun", "mpiexec", "pbsdsh"]
 
 
 class Stager(Struct, frozen=True, kw_only=True):
@@ -28,7 +29,7 @@ class Stager(Struct, frozen=True, kw_only=True):
 
     def head(self, list_file: Path, nodes_file: Path, task: Task = "stage") -> list[str]:
         """Return the argv of the head; its first line is a `Listening` event."""
-        command = [*self._program("head"), str(list_file), "--nodes", f"@{nodes_file}"]
+        command = [*self._program("head"), str(list_file), "--nodes", f"@{nodes_file}", "--hear"]
         if self.port:
             command += ["--port", str(self.port)]
         return command if task == "stage" else [*command, f"--{task}"]
@@ -46,7 +47,7 @@ class Stager(Struct, frozen=True, kw_only=True):
 class Launcher(Struct, frozen=True, kw_only=True):
     """The site's way to start a process on every node."""
 
-    kind: Literal["local", "ssh", "srun", "mpiexec", "pbsdsh"]
+    kind: LauncherKind
     words: tuple[str, ...] = ()  # the site's own, after the launcher's
     het_group: str = ""  # srun: which component of the job
 
@@ -77,23 +78,9 @@ def node_commands(
         return [
             ["ssh", *SSH, *launcher.words, "--", host, shlex.join(stager.node(head, host))] for host in hosts
         ]
-    return [[*_together(launcher, len(hosts), nodes_file), *stager.node(head)]]
-
-
-def _together(launcher: Launcher, count: int, nodes_file: Path) -> list[str]:
-    if launcher.kind == "mpiexec":
-        return ["mpiexec", "-n", str(count), "-ppn", "1", "--hostfile", str(nodes_file), *launcher.words]
-    if launcher.kind == "pbsdsh":
-        return [
-            "pbsdsh",
-            "-u",
-            *launcher.words,
-            "--",
-        ]  # once on each node of the job: those that nobody expects are sent away
-    return [
-        *("srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", f"--nodelist={nodes_file}"),
-        *("--mem=0", "--cpu-bind=none", "--overlap", "--export=ALL"),
-        *("--no-kill", "--kill-on-bad-exit=0", "--wait=0"),
-        *([f"--het-group={launcher.het_group}"] if launcher.het_group else []),
-        *launcher.words,
-    ]
+    if launcher.kind == "pbsdsh":  # once on each node of the job: those that nobody expects are sent away
+        words = ["pbsdsh", "-u", *launcher.words, "--"]
+    else:
+        words = step_words(launcher.kind, len(hosts), str(nodes_file), launcher.het_group)
+        words += launcher.words
+    return [[*words, *stager.node(head)]]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .diagnosis import diagnose
 from .engine import end, spawn
+from .needs import is_here
 from .output import Output
 from .ports import Ports
 from .probing import Prober
@@ -101,6 +102,8 @@ class Instance(threading.Thread):
 
     def _live(self) -> str:
         """Start, watch and restart. Return why it was given up, or nothing when it was stopped."""
+        if not self._has_its_needs():
+            return "" if self._stopping else "told to end before its node had all that it needs"
         while not self._stopping:
             cause, permanent = self._one_life()
             if self._stopping or self.draining:
@@ -118,6 +121,18 @@ class Instance(threading.Thread):
             self._wake.wait(pause)
             self.restarts += 1
         return ""
+
+    def _has_its_needs(self) -> bool:
+        """Wait until what it needs is staged to this node; False where it is told to end before."""
+        pause = 0.1
+        while not all(map(is_here, self.order.get("needs", ()))):
+            if self._stopping or self.draining:
+                return False
+            if self.reason != "staging":
+                self._set("pending", "staging")
+            self._wake.wait(pause)
+            pause = min(1.0, pause * 1.5)
+        return True
 
     def _one_life(self) -> tuple[str | None, bool]:
         """Run the engine once. Return why it ended (None: on another member's account), and if that is for good."""

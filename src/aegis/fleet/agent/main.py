@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 
 from .guard import Guard, wait_for_predecessor
 from .processes import PR_SET_PDEATHSIG, prctl
+
+ENDED_BY_ITSELF = (0, 1)  # told to stop, or every instance given up
 
 
 def own_names() -> list[str]:
@@ -65,13 +68,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--node", default="", help="name of this node in the file (default: the host name)")
     parser.add_argument("--secrets", default="", help="JSON file, mode 0600")
     parser.add_argument("--parent", type=int, default=0, help="end when this process ends")
+    parser.add_argument("--folder", default="", help="made for this agent alone: removed at its end")
     parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     try:
         order = read_order(options.fleet, options.node)
         if not options.worker:
             hold = wait_for_predecessor(os.path.abspath(options.fleet), order["node"])
-            return Guard(argv, options.parent, hold).run()
+            code = Guard(argv, options.parent, hold).run()
+            if options.folder and code in ENDED_BY_ITSELF:  # who was killed may be started again
+                shutil.rmtree(options.folder, ignore_errors=True)
+            return code
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != options.worker:
             return 1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from . import net
 from .head import Head
 from .items import ListError, parse
-from .nodes import LOST_SECONDS
+from .nodes import LOST_SECONDS, Nodes
 from .receive import Receiver
 from .secret import Refused, read_secret
 
@@ -54,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     head.add_argument(
         "--stall-seconds", type=float, default=LOST_SECONDS, help="until a silent node is given up"
     )
+    head.add_argument(
+        "--hear",
+        action="store_true",
+        help="on standard input: `NAME WHY` a line, of nodes that will not come",
+    )
     task = head.add_mutually_exclusive_group()
     task.add_argument("--verify", action="store_true", help="hash again what was staged")
     task.add_argument("--clean", action="store_true", help="remove what was staged")
@@ -75,9 +80,17 @@ def _head(options: argparse.Namespace, secret: bytes) -> int:
     items = parse(listing)
     head = Head(listing, items, _names(options.nodes), secret, options.stall_seconds)
     head.listen(net.address_of(options.interface) if options.interface else "", options.port)
+    if options.hear:
+        threading.Thread(target=_hear, args=(head.nodes,), daemon=True, name="hear").start()
     if options.verify or options.clean:
         return head.check("verify" if options.verify else "clean", options.join_seconds)
     return head.stage(options.join_seconds)
+
+
+def _hear(nodes: Nodes) -> None:
+    for line in sys.stdin:
+        name, _, why = line.rstrip("\n").partition(" ")
+        nodes.give_up(name, why)
 
 
 def _receive(options: argparse.Namespace, secret: bytes) -> int:

@@ -74,6 +74,12 @@ class Nodes:
         for node in late:
             self.lose(node, f"its stager did not come within {seconds:g} s")
 
+    def give_up(self, name: str, why: str) -> None:
+        """Wait no longer for a node that has not come."""
+        node = self.all.get(name)
+        if node is not None and node.talk is None:
+            self.lose(node, why)
+
     def lose(self, node: Node, why: str) -> None:
         """Give a node up."""
         with self.changed:
