@@ -20,26 +20,23 @@ from aegis.errors import (
     ConfigError,
     DeadlineError,
     InterruptedByUser,
-    NotFoundError,
     RegistryUnreachable,
 )
 from aegis.files import PRIVATE, write_atomically
 from aegis.fleet.archive import agent_archive
 from aegis.fleet.delivery import Delivery, delivery
 from aegis.fleet.endpoints import EndpointsFile, endpoint_lines, is_own
-from aegis.fleet.inside import handle_of, patience, seconds, submitted_secrets
+from aegis.fleet.inside import patience, seconds, submitted_secrets
 from aegis.fleet.launchers import agents_for
 from aegis.fleet.nodes import Host, allocation, head_of
+from aegis.fleet.opening import also_into, last_line, open_run
 from aegis.fleet.order import Fleet, fleet_file, node_orders
 from aegis.fleet.prepare import place_on, refuse_shared_endpoints
 from aegis.fleet.progress import Counts, Progress, failure_lines, members_of
 from aegis.fleet.services import RegistryProcess, registry_client
 from aegis.fleet.staging import ground_at, site_of
 from aegis.fleet.weights import find_weights, path_of
-from aegis.processes import start_of
-from aegis.runs import Manifest, RunDir, endpoints_path, register
-from aegis.schedulers.base import JOB_VARIABLE, RUN_DIR_VARIABLE, SECRET_NAMES, SECRETS_VARIABLE, notice
-from aegis.schedulers.local import new_handle
+from aegis.schedulers.base import RUN_DIR_VARIABLE, SECRET_NAMES, notice
 from aegis.spec.walltime import format_walltime, parse_walltime
 
 if TYPE_CHECKING:
@@ -97,10 +94,12 @@ class Launch:
         """
         self._refuse_shared_endpoints()
         self._look_for_weights()
-        self.run_dir, self.manifest = self._open()
+        self.run_dir, self.manifest = open_run(
+            self.deployment, self.platform, self.placement, self.environ, self.say
+        )
         self.endpoints = EndpointsFile(Path(str(self.manifest.endpoints_file)))
         if not self.environ.get(RUN_DIR_VARIABLE):
-            self.say = _also_into(self.run_dir.err, self.say)
+            self.say = also_into(self.run_dir.err, self.say)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         head = head_of(self.hosts, os.uname().nodename, self.platform.network.host_suffix)
@@ -172,52 +171,6 @@ class Launch:
         if not is_own(self.deployment.endpoints_file):
             file = Path(os.path.abspath(self.deployment.endpoints_file))  # noqa: PTH100 - links stay
             refuse_shared_endpoints(file, self.environ)
-
-    def _open(self) -> tuple[RunDir, Manifest]:
-        """Return the run directory of this job, and its manifest: both may be there, from the submission or an earlier run."""
-        handle = self.environ.get(JOB_VARIABLE) or handle_of(self.environ) or new_handle()
-        given = self.environ.get(RUN_DIR_VARIABLE)
-        models = [entry.name for entry in self.deployment.models]
-        if given:
-            run = RunDir.make(Path(given))
-        else:
-            run = RunDir.create(self.deployment.log_dir, models[0], handle.partition("://")[2])
-        manifest = Manifest(
-            job=handle,
-            name=self.deployment.name or models[0],
-            models=models,
-            run_dir=str(run.path),
-            created=time.time(),
-            queue=self.deployment.queue or "",
-            secrets_file=self.environ.get(SECRETS_VARIABLE),
-        )
-        with contextlib.suppress(NotFoundError):  # the job may be faster than whoever submitted it
-            before = run.read_manifest()
-            manifest.name, manifest.created, manifest.restarts = before.name, before.created, before.restarts
-            if before.state != "PENDING":  # put back into the queue, and started again
-                manifest.restarts += 1
-                run.journal.unlink(missing_ok=True)  # nothing of what it lists lives
-        manifest.state = "LAUNCHING"
-        manifest.pid, manifest.pid_started = os.getpid(), start_of(os.getpid())
-        manifest.host = os.uname().nodename
-        manifest.nodes, manifest.instances = self.placement.nodes, len(self.placement.instances)
-        manifest.platform, manifest.walltime = self.platform.name, self.walltime
-        manifest.endpoints_file = endpoints_path(self.deployment.endpoints_file, handle, str(run.path))
-        manifest.deployment = msgspec.to_builtins(self.deployment)
-        try:
-            run.write_manifest(manifest)
-        except OSError as error:
-            if not given:
-                run.remove()
-            raise AegisError(
-                f"the run directory cannot be written: {run.path}: {error.strerror}",
-                hint="choose another directory with --log-dir",
-            ) from None
-        try:
-            register(handle, run, self.environ)
-        except OSError as error:  # it serves all the same
-            self.say(f"warning: `aegis status` will not list this job: {error.filename}: {error.strerror}")
-        return run, manifest
 
     def _write_secrets(self) -> None:
         token = secrets.token_urlsafe(24)
@@ -358,7 +311,7 @@ class Launch:
         """Return the end of a fleet that has nothing left to serve."""
         failures = self.progress.failed
         if not failures:
-            why = f"no agent is left{_last_line(self.run_dir.nodes)}"
+            why = f"no agent is left{last_line(self.run_dir.nodes)}"
             return Stop(why, AegisError(why, hint=f"the whole output is in {self.run_dir.nodes}"))
         what = "every instance failed" if counts.wanted > 1 else "the instance failed"
         why = f"{what}: {failures[0].reason}"
@@ -429,24 +382,3 @@ class Launch:
             self.run_dir.write_manifest(self.manifest)
         except OSError as error:
             self.say(f"warning: {self.run_dir.manifest} cannot be written: {error.strerror}")
-
-
-def _last_line(nodes: Path) -> str:
-    """Return what the agents, or who starts them, wrote last, to follow a statement."""
-    for log in sorted(nodes.glob("*.log")):
-        with contextlib.suppress(OSError):
-            lines = log.read_text(errors="replace").strip().splitlines()
-            if lines and log.stem != "registry":
-                return f": {lines[-1]} ({log.name})"
-    return ""
-
-
-def _also_into(log: Path, say: Callable[[str], None]) -> Callable[[str], None]:
-    """Return a `say` that writes a log too: a launch by hand has no scheduler that keeps its output."""
-
-    def both(line: str) -> None:
-        say(line)
-        with contextlib.suppress(OSError), log.open("a") as stream:
-            stream.write(f"{time.strftime('%H:%M:%S')} {line}\n")
-
-    return both
