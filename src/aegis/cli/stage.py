@@ -167,7 +167,7 @@ def _plan_text(plan: Plan, ground: Ground, choice: Choice, takes: Estimate) -> s
         "",
         *needs,
         f"stager {choice.stager}: {choice.why}",
-        f"about {takes.seconds:.0f} s ({flow})",
+        f"{f'about {takes.seconds:.0f} s' if takes.seconds >= 1 else 'less than a second'} ({flow})",
     ]
     if not ground.real:
         lines.append("this is no allocation: the nodes stand for those that a job will have")
@@ -223,14 +223,19 @@ def _results_text(results: Results, plan: Plan) -> str:
             (
                 want.kind,
                 want.name,
-                size_text(item.size),
+                size_text(item.size) if results.action != "clean" else "-",
                 f"{there} of {len(nodes)}",
                 skipped,
                 item.destination,
             )
         )
     head = {"stage": "SKIPPED", "verify": "SKIPPED", "clean": "NOT THERE"}[results.action]
-    return table(("WHAT", "NAME", "SIZE", "NODES", head, "TO"), rows)
+    text = table(("WHAT", "NAME", "SIZE", "NODES", head, "TO"), rows)
+    if not results.bytes_read:
+        return text
+    did = "read" if results.action == "stage" else "hashed"
+    rate = size_text(results.bytes_read / max(results.seconds, 1e-3))
+    return f"{text}\n\n{size_text(results.bytes_read)} {did} in {results.seconds:.1f} s, {rate}/s"
 
 
 def _results_json(results: Results, plan: Plan, choice: Choice) -> dict[str, Any]:

@@ -88,7 +88,8 @@ def rates_file(environ: Mapping[str, str]) -> Path:
 def measured(environ: Mapping[str, str], platform: str, stager: str) -> Rates:
     """Return the rates of a platform: what the last staging there came to, or the usual ones."""
     rate = _read(rates_file(environ)).get(f"{platform} {stager}")
-    return Rates(whole=rate) if rate and rate > 0 else Rates()
+    start = 0.0 if stager == "copy" else Rates().start  # of programs on other nodes
+    return Rates(whole=rate if rate and rate > 0 else None, start=start)
 
 
 def note(environ: Mapping[str, str], platform: str, stager: str, size: int, seconds: float) -> None:
