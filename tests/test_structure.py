@@ -43,8 +43,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "client": {"fleet", "preflight", "runs", "schedulers", "spec"},
     "gateway": {"registry", "runs", "spec"},
-    "bench": {"registry", "runs", "spec"},
-    "mapper": {"registry", "runs", "spec"},
+    "api": {"registry", "runs", "spec"},
+    "bench": {"api", "registry", "runs", "spec"},
+    "mapper": {"api", "registry", "runs", "spec"},
 }
 ANYTHING = {
     "cli",
