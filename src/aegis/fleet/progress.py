@@ -64,17 +64,21 @@ class Progress:
     """Follows the services of one fleet."""
 
     def __init__(self, members: Iterable[Member]) -> None:
-        self.members = tuple(members)
-        self.wanted = {member.instance for member in self.members}
+        self.members: dict[str, list[str]] = {}  # service ids by instance
+        self._waiting: dict[tuple[str, str], list[str]] = {}  # instances by node and manifest
+        for member in members:
+            self.members.setdefault(member.instance, []).append(member.service_id)
+            for manifest in member.manifests:
+                self._waiting.setdefault((member.node, manifest), []).append(member.instance)
+        self.wanted = set(self.members)
         self.services: dict[str, Service] = {}
         self.refused: dict[str, str] = {}  # instances that cannot be, whatever their agents say -> why
 
     def refuse(self, node: str, manifest: str, why: str) -> list[str]:
         """Give up the instances that wait for something on a node in vain; return the members that are to be told."""
-        waiting = [each for each in self.members if each.node == node and manifest in each.manifests]
-        lost = {each.instance for each in waiting} - set(self.refused)
+        lost = [name for name in self._waiting.get((node, manifest), ()) if name not in self.refused]
         self.refused |= dict.fromkeys(lost, why)
-        return [each.service_id for each in self.members if each.instance in lost]
+        return [member for name in dict.fromkeys(lost) for member in self.members[name]]
 
     @property
     def given_up(self) -> bool:
