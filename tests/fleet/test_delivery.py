@@ -22,6 +22,7 @@ from aegis.staging.events import Done, NodeResult, Progress
 from aegis.staging.listing import Item
 from aegis.staging.local import clean_here, stage_here
 from aegis.staging.plan import Plan
+from aegis.staging.runners import OneThenAnother
 from aegis.staging.scan import scan
 from aegis.staging.want import Site, Want
 
@@ -157,6 +158,22 @@ def test_the_agents_go_ahead_where_staging_reaches_all_nodes_and_no_further(tmp_
         assert len(found.news()) == (not folder)
     unknown = Delivery(plan, Scripted(*there), (), Staged(), "$SLURM_TMPDIR")
     assert unknown.bring_agents(run, local_hosts(2)) is None
+
+
+def test_agents_are_not_brought_by_what_ends_with_any_node_and_wait_no_longer_than_they_must(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir.make(tmp_path / "m.1")
+    for file in (run.agent, run.fleet):
+        file.write_text("x")
+    there = NodeResult(item=0, host="local", ok=True)
+    over_mpi, over_tcp = Scripted(AssertionError("not asked")), Scripted(moved(0.1), there)
+    both = OneThenAnother(over_mpi, over_tcp, lambda _: None)
+    assert Delivery(made(over_tcp).plan, both, (), Staged(), "/nvme").bring_agents(run, local_hosts(1))
+    monkeypatch.setattr("aegis.fleet.delivery.BRING_SECONDS", -1.0)
+    late = Delivery(made(over_tcp).plan, both, (), Staged(), "/nvme")
+    assert late.bring_agents(run, local_hosts(1)) is None
+    assert late.news() == [f"agents start from {run.path}: they were not on all nodes in time"]
 
 
 # ------------------------------------------------------------------------------------------- what is loaded

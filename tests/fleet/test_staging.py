@@ -10,6 +10,7 @@ import pytest
 from aegis.errors import AegisError
 from aegis.fleet.staging import fetch
 from aegis.spec.deployment import Deployment, ModelEntry
+from aegis.staging.download import BEGUN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,19 +47,26 @@ def calls(tmp_path: Path) -> list[str]:
 
 
 def test_only_what_asks_for_it_is_downloaded(venv: Path, tmp_path: Path) -> None:
+    for name, begun in (("there", False), ("cut off", True)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        if begun:
+            (tmp_path / name / BEGUN).touch()
     said = fetched(
         venv,
         entry("no"),
         entry("org/yes $(x)", download_weights=True),
         entry("simulated", download_weights=True, engine="sim"),
         entry("placed", download_weights=True, model_source=str(tmp_path / "new")),
-        entry("there", download_weights=True, model_source=str(venv)),
+        entry("there", download_weights=True, model_source=str(tmp_path / "there")),
+        entry("cut off", download_weights=True, model_source=str(tmp_path / "cut off")),
         token="t0k",
     )
-    assert said == ["downloading org/yes $(x)", "downloading placed"]
+    assert said == ["downloading org/yes $(x)", "downloading placed", "downloading cut off"]
     assert calls(tmp_path) == [
         "download|org/yes $(x)|/hf|t0k|",
         f"download|placed|--local-dir|{tmp_path / 'new'}|/hf|t0k|",
+        f"download|cut off|--local-dir|{tmp_path / 'cut off'}|/hf|t0k|",
     ]
 
 

@@ -88,6 +88,45 @@ def test_through_ssh(lab: Lab, keys: Callable[..., Any], ssh: Path) -> None:
     assert "staged 19.1 MiB to 2 of 2 nodes" in lab.output(process).err
 
 
+@pytest.mark.skipif(bool(missing()), reason=missing())
+def test_a_node_that_ssh_does_not_reach_is_told_of_at_once_and_the_other_serves(
+    lab: Lab, keys: Callable[..., Any], ssh: Path
+) -> None:
+    nodes = lab.path / "nodes"
+    nodes.write_text(f"{NODES[0]}\n127.0.0.9\n")  # nobody listens there
+    lab.environ |= {"PBS_NODEFILE": str(nodes), "PBS_JOBID": "4711.pbs"}
+    profile = {"name": "site", "launcher": "ssh", "launcher_args": ["-F", str(ssh)], "node": {"devices": 4}}
+    (lab.work / "site.yaml").write_text(yaml.safe_dump(profile))
+    began = time.monotonic()
+    process = lab.start("launch", "--config", lab.deployment(**keys(instances=8, platform="site.yaml")))
+    endpoints = wait_until(lambda: lab.output(process).out).split()
+    assert time.monotonic() - began < 20
+    assert {endpoint.rpartition(":")[0] for endpoint in endpoints} == {NODES[0]}
+    wait_until(lambda: "staged 19.1 MiB to 1 of 2 nodes" in lab.output(process).err)
+    assert "127.0.0.9: " in lab.output(process).err
+    assert "ssh ended with 255: ssh: connect to host 127.0.0.9" in lab.output(process).err
+
+
+@pytest.mark.parametrize("stager", ["tcp", "copy"])
+def test_a_signal_in_the_middle_leaves_no_process_and_no_folder(
+    lab: Lab, keys: Callable[..., Any], stager: str
+) -> None:
+    hub = lab.path / "hf home" / "hub"
+    hub.mkdir(parents=True)
+    with (hub / "models--org--name.aegis-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = lab.start("launch", "--config", lab.deployment(**keys(stager=stager)))
+        wait_until(lambda: "registry http" in lab.output(process).err)
+        if stager == "tcp":
+            wait_until(lambda: [each for each in lab.processes() if "stager.pyz receive" in each.command])
+        began = time.monotonic()
+        process.terminate()
+        assert process.wait(30) == 0
+        assert time.monotonic() - began < 15
+        wait_until(lab.is_empty)
+    assert not list(lab.work.rglob(".staging-*"))
+
+
 def test_status_tells_how_far_it_is_and_a_shutdown_does_not_wait(lab: Lab, keys: Callable[..., Any]) -> None:
     hub = lab.path / "hf home" / "hub"
     hub.mkdir(parents=True)

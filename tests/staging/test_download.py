@@ -35,8 +35,8 @@ def test_hf_gets_the_place_and_the_token_but_not_in_its_arguments(tmp_path: Path
     fetch(tmp_path, hf, {"HF_TOKEN": "hf_secret", "HF_ENDPOINT": "http://mirror"})
     expected = f"download org/name|{tmp_path}/hf home|hf_secret|http://mirror\n"
     assert (tmp_path / "seen").read_text() == expected
-    fetch(tmp_path, hf, local_dir="/to/there")
-    assert (tmp_path / "seen").read_text().startswith("download org/name --local-dir /to/there|")
+    fetch(tmp_path, hf, local_dir=f"{tmp_path}/to/there")
+    assert (tmp_path / "seen").read_text().startswith(f"download org/name --local-dir {tmp_path}/to/there|")
 
 
 def test_a_failure_has_the_last_words_of_hf(tmp_path: Path) -> None:
@@ -46,6 +46,26 @@ def test_a_failure_has_the_last_words_of_hf(tmp_path: Path) -> None:
     ) as failed:
         fetch(tmp_path, hf)
     assert "holds no config.json" in str(failed.value.hint)
+
+
+def test_a_directory_whose_download_was_cut_off_lacks_something_until_it_was_gone_on_with(
+    tmp_path: Path,
+) -> None:
+    there = tmp_path / "there"
+    files = f'echo "{{}}" > "{there}/config.json"; echo w > "{there}/model.safetensors"'
+    with pytest.raises(AegisError, match="cannot be downloaded") as failed:
+        fetch(tmp_path, program(tmp_path, f"{files}; exit 1"), local_dir=str(there))
+    assert "whose download was cut off" in str(failed.value.hint)
+    assert missing(str(there)) == [f"the rest of {there}, whose download was cut off"]
+    fetch(tmp_path, program(tmp_path, files), local_dir=str(there))
+    assert missing(str(there)) == []
+    assert sorted(path.name for path in there.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AegisError, match=r"cannot be downloaded to .*/file/there: Not a directory"):
+        fetch(tmp_path, program(tmp_path, "exit 0"), local_dir=str(tmp_path / "file" / "there"))
 
 
 def test_without_hf_it_is_said_what_to_install(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +15,7 @@ from aegis.errors import AegisError
 from aegis.staging import local
 from aegis.staging.listing import BLOCK, MANIFEST, PART
 from aegis.staging.local import adopt, clean_here, stage_here, verify_here
+from aegis.staging.node import store
 from aegis.staging.scan import scan
 
 if TYPE_CHECKING:
@@ -21,12 +24,21 @@ if TYPE_CHECKING:
     from aegis.staging.listing import Item
 
 
-@pytest.fixture(params=["shared", "copied"])
+@pytest.fixture(params=["shared", "cloned", "copied"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """As this file system can do it; and as on one that has neither clones nor links."""
+    """As this file system can do it; as on one that has clones; and as on one that has neither clones nor links."""
     if request.param == "copied":
         monkeypatch.setattr(local, "_share", lambda *_: False)
+    if request.param == "cloned":
+        monkeypatch.setattr(local, "_share", _clone)
     return str(request.param)
+
+
+def _clone(way: str, source: bytes, target: bytes) -> bool:
+    """Make a file with the source's content, but its own mode and times, as a clone has."""
+    if way == "clone":
+        shutil.copyfile(source, target)
+    return way == "clone"
 
 
 @pytest.fixture
@@ -72,7 +84,7 @@ def test_the_copy_is_the_source(way: str, source: Path, tmp_path: Path) -> None:
     item = scan(str(source), str(tmp_path / "deep/er/there"))
     result = stage_here(item)
     assert (result.skipped, result.moved) == (False, item.size)
-    assert result.method == ("copy" if way == "copied" else result.method)
+    assert result.method == {"copied": "copy", "cloned": "clone"}.get(way, result.method)
     assert tree(tmp_path / "deep/er/there") == before == tree(source)
     assert names(tmp_path / "deep/er") == ["there"]
     assert verify_here(item) == ""
@@ -114,6 +126,20 @@ def test_a_single_file(way: str, tmp_path: Path) -> None:
     assert (tmp_path / "to" / "image.sif").read_bytes() == (tmp_path / "image").read_bytes()
     assert clean_here(item)
     assert names(tmp_path / "to") == []
+
+
+def test_times_of_a_source_that_links_share_are_never_set_back(source: Path, tmp_path: Path) -> None:
+    item = scan(str(source), str(tmp_path / "d"))
+    touched: list[int] = []
+
+    def touch(_: int) -> None:  # after the last block was read
+        touched.append(1)
+        if len(touched) == sum(-(-file.size // BLOCK) for file in item.files):
+            for path in (source / "large", source / "new\nline" / "one"):
+                os.utime(path, ns=(5, 5))
+
+    if stage_here(item, touch, threads=1).method == "link":
+        assert {path.stat().st_mtime_ns for path in (source / "large", source / "new\nline" / "one")} == {5}
 
 
 @pytest.mark.usefixtures("only_copies")
@@ -333,3 +359,22 @@ def test_any_files_arrive_and_so_do_their_successors(
         item: Item = scan(str(source), str(root / "d"))
         stage_here(item)
         assert tree(root / "d") == tree(source)
+
+
+def test_room_is_not_reserved_where_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory it takes page by page, as long as writing does."""
+    reserved: list[int] = []
+
+    def slow(handle: int, offset: int, size: int) -> None:
+        del handle, size
+        reserved.append(offset)
+        time.sleep(store.RESERVE_SECONDS + 0.01)
+
+    monkeypatch.setattr(os, "posix_fallocate", slow)
+    monkeypatch.setattr(store, "STEP", 1 << 20)
+    (tmp_path / "weights").write_bytes(bytes(range(256)) * (20 << 12))
+    item = scan(str(tmp_path / "weights"), str(tmp_path / "there"))
+    monkeypatch.setattr("aegis.staging.local._share", lambda *_: False)
+    stage_here(item)
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "weights").read_bytes()
+    assert reserved == [0]

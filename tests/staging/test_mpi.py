@@ -396,6 +396,8 @@ def test_two_jobs_stage_the_same_at_once_and_it_moves_once(bench: Bench) -> None
         encode([Item(source="/a", destination="/b")])[:-1],
         encode([Item(source="/a", destination="b")]),
         encode([Item(source="/a", destination="/b", directories=(Directory("../c", 0o755),))]),
+        encode([Item(source="/a", destination="/b", files=(File("c", -1, 1, 0o644, "c"),))]),
+        encode([Item(source="/a", destination="/b", files=(File("c", 1 << 62, 1, 0o644, "c"),))]),
         encode(
             [
                 Item(
@@ -569,7 +571,8 @@ def test_whatever_a_launcher_says_is_told(said: bytes) -> None:
     [
         ("echo 'srun: error: node7: task 3: Killed' >&2; exit 137", "node7"),
         ("exit 0", "before all nodes were done"),
-        ('echo \'{"event":"done","seconds":1}\'; echo \'usage: bcast\' >&2; exit 2', "usage"),
+        ("echo 'bcast: n1: nothing has moved for 9 s; it waits for n7'; exec sleep 60", "waits for n7"),
+        ("echo 'bcast: 2 nodes were asked for' >&2; exit 2", "2 nodes were asked for"),
     ],
 )
 def test_a_program_that_ends_early_is_an_error(tmp_path: Path, body: str, message: str) -> None:
@@ -586,3 +589,30 @@ def test_a_program_that_ends_early_is_an_error(tmp_path: Path, body: str, messag
     with pytest.raises(AegisError, match=message):
         over.run([], ["node7"], "stage", lambda _: None)
     assert not list((tmp_path / "shared").iterdir())
+
+
+@lab
+def test_a_world_that_is_smaller_than_the_job_is_refused(program: Path, tmp_path: Path) -> None:
+    """A launcher that knows nothing of this MPI starts as many worlds of one: each node would read everything."""
+    (tmp_path / "list").write_bytes(encode([]))
+    argv = mpi.arguments(program, tmp_path / "list", ranks=3)
+    done = subprocess.run(["mpiexec", "-n", "2", *argv], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "bcast: 3 nodes were asked for, and the launcher started a world of 2" in done.stderr
+    assert "done" not in done.stdout
+
+
+def test_a_program_that_hangs_after_all_is_decided_is_ended(tmp_path: Path) -> None:
+    tool = tmp_path / "bin" / "srun"
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\necho \'{"event":"done","seconds":1}\'; exec sleep 60\n')
+    tool.chmod(0o755)
+    over = OverMpi(
+        shared=tmp_path / "shared",
+        launcher=MpiLauncher(kind="srun"),
+        environ={"PATH": f"{tool.parent}:{os.environ['PATH']}"},
+        program=tmp_path / "bcast",
+    )
+    began = time.monotonic()
+    over.run([], ["node7"], "stage", lambda _: None)
+    assert time.monotonic() - began < 30

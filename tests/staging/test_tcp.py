@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aegis.staging.listing import BLOCK
+from aegis.staging.node.places import remove
 
 from .tcp_site import Run, Site, item_of, tree, until
 
@@ -38,7 +38,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         yield made
     finally:
         made.close()
-        shutil.rmtree(folder)
+        remove(os.fsencode(folder))  # folders that nobody may write are among them
 
 
 def fill_with_large(site: Site, blocks: int = 30) -> None:

@@ -50,6 +50,9 @@ def command(
     Runs inside of a job, or on this machine. What is there already is skipped, what was cut off goes on where it stopped,
     and nothing is seen half. Exits with 7 when some nodes lack something, with 1 when all do.
     """
+    import signal  # noqa: PLC0415 - start-up time
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by anybody, it cleans up behind itself
     if dry_run + verify + clean > 1:
         raise click.UsageError("--dry-run, --verify and --clean exclude each other")
     from aegis.fleet.stagers import chosen  # noqa: PLC0415 - start-up time
@@ -159,7 +162,7 @@ def _plan_text(plan: Plan, ground: Ground, choice: Choice, takes: Estimate) -> s
         line = f"{_hosts_text(need.hosts)}: {size_text(need.size)} in {need.files} files"
         if choice.stager == "copy":
             free = min(free_space(plan.items[number].destination) for number in need.items)
-            line += f", {size_text(free)} free"
+            line += f", {size_text(free)} free" + (": too little" if need.size > free else "")
         needs.append(line)
     flow = f"start {takes.start:.1f}, fill {takes.fill:.1f}, files {takes.files:.1f}, {takes.slowest} {takes.flow:.1f}"
     lines = [

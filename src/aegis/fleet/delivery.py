@@ -24,7 +24,7 @@ from aegis.staging.events import NodeResult
 from aegis.staging.listing import MAGIC, MANIFEST, Directory, File, Item, encode
 from aegis.staging.plan import Plan
 from aegis.staging.progress import LOG_SECONDS, Progress, size_text
-from aegis.staging.runners import OnThisMachine
+from aegis.staging.runners import OneThenAnother, OnThisMachine
 from aegis.staging.stage import failure_lines, stage
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from aegis.staging.want import Want
 
 T = TypeVar("T")
+BRING_SECONDS: Final = 20.0  # for the agents to be on all nodes, which wait for nothing else
+BRING_SECONDS_EACH: Final = 0.01
 STOP_SECONDS: Final = 3.0  # for the stager's processes to end; they do not outlive this one anyway
 
 
@@ -91,7 +93,7 @@ class Delivery:
 
     def manifest(self, item: int) -> str:
         """Return where an item says that it is there, as the needs of instances name it."""
-        return need_of(self.plan.items[item]).manifest
+        return _manifest_of(self.plan.items[item])
 
     def bring_agents(self, run: RunDir, hosts: Sequence[Host]) -> str | None:
         """Bring the agent and its orders to all nodes, beside the rest; return the folder that they are in there.
@@ -102,8 +104,17 @@ class Delivery:
         if self._stager is None or isinstance(self._stager, OnThisMachine) or "$" in self._local_path:
             return None
         item = _agent_item(run, self._local_path)
+        names = [host.name for host in hosts]
+        deadline = time.monotonic() + BRING_SECONDS + BRING_SECONDS_EACH * len(names)
+
+        def heard(_: Event) -> None:
+            if time.monotonic() > deadline:
+                raise AegisError("they were not on all nodes in time")
+
+        # by what goes on without a node that is lost: everybody waits for this
+        second = self._stager.second if isinstance(self._stager, OneThenAnother) else self._stager
         try:
-            results = stage([item], [host.name for host in hosts], self._stager, lambda _: None)
+            results = stage([item], names, second, heard)
         except AegisError as error:
             self._news.put(f"agents start from {run.path}: {error.message}")
             return None
@@ -195,15 +206,24 @@ def delivery(
 def need_of(item: Item) -> Need:
     """Return how an agent sees that an item is on its node."""
     records = encode([structs.replace(item, hosts=())])[len(MAGIC) :]
-    file = item.files[0] if len(item.files) == 1 and item.files[0].path == "." else None
+    file = _only_file(item)
     return Need(
-        manifest=item.destination + (MANIFEST if file else f"/{MANIFEST}"),
+        manifest=_manifest_of(item),
         length=len(records),
         crc=zlib.crc32(records),
         file=item.destination if file else "",
         size=file.size if file else 0,
         mtime_ns=file.mtime_ns if file else 0,
     )
+
+
+def _manifest_of(item: Item) -> str:
+    return item.destination + (MANIFEST if _only_file(item) else f"/{MANIFEST}")
+
+
+def _only_file(item: Item) -> File | None:
+    """Return the file that an item consists of; None where it is a tree."""
+    return item.files[0] if len(item.files) == 1 and item.files[0].path == "." else None
 
 
 def _agent_item(run: RunDir, local_path: str) -> Item:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -14,7 +16,9 @@ from aegis.fleet.services import tied
 from aegis.schedulers.base import GROUP_VARIABLE
 from aegis.staging import mpi, tcp
 from aegis.staging.choose import Choice, Facts, choose
-from aegis.staging.runners import OneThenAnother, OnThisMachine, OverTcp
+from aegis.staging.node.items import short
+from aegis.staging.over_tcp import OverTcp
+from aegis.staging.runners import OneThenAnother, OnThisMachine
 from aegis.step import step_environment
 
 if TYPE_CHECKING:
@@ -26,18 +30,19 @@ if TYPE_CHECKING:
 
 # One connection over several network cards: MPICH, and Intel's and HPE's libraries made from it, which use one otherwise
 MANY_NICS: Final = {"MPIR_CVAR_CH4_OFI_ENABLE_MULTI_NIC_STRIPING": "1", "MPIR_CVAR_CH4_OFI_MAX_NICS": "4"}
+ASK_SECONDS: Final = 30.0  # for Slurm to answer
 
 
 def facts_of(ground: Ground, deployment: Deployment, environ: Mapping[str, str]) -> Facts:
     """Return what the choice of a stager follows from, as it is on this machine."""
-    here = os.uname().nodename.partition(".")[0]
+    here = short(os.uname().nodename)
     local = ground.platform.launcher == "local"
     return Facts(
-        one_machine=local or (ground.real and {host.partition(".")[0] for host in ground.hosts} == {here}),
+        one_machine=local or (ground.real and {short(host) for host in ground.hosts} == {here}),
         launcher=ground.platform.launcher,
         program=deployment.prebuilt is not None,
         compiler=shutil.which(environ.get("MPICC") or "mpicc", path=environ.get("PATH")) is not None,
-        starter=any(map(shutil.which, ("mpiexec", "srun"))),
+        starter=any(shutil.which(name, path=environ.get("PATH")) for name in ("mpiexec", "srun")),
     )
 
 
@@ -84,7 +89,7 @@ def stager_for(
         launcher=mpi.MpiLauncher(
             kind=kind, words=platform.launcher_args, het_group=environ.get(GROUP_VARIABLE, "")
         ),
-        environ={**MANY_NICS, **step_environment(environ)},
+        environ={**MANY_NICS, **_kind_of_mpi(kind, environ), **step_environment(environ)},
         program=mpi.program(environ=environ, prebuilt=deployment.prebuilt),
         tied=tied,
     )
@@ -93,10 +98,40 @@ def stager_for(
     return OneThenAnother(over_mpi, _over_tcp(ground, deployment, environ), tell)
 
 
+def _kind_of_mpi(launcher: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variable by which srun learns how ranks find each other, where the site has not said it.
+
+    Slurm's own default is `MpiDefault=none`: then every rank believes that it is alone, and each node reads everything.
+    """
+    if launcher != "srun" or "SLURM_MPI_TYPE" in environ or not _says_nothing_of_mpi(environ):
+        return {}
+    try:
+        version = mpi.find_compiler(environ).version
+    except SiteError:  # the program is prebuilt
+        version = ""
+    return {"SLURM_MPI_TYPE": "pmix" if re.search(r"open.?mpi|ompi", version, re.IGNORECASE) else "pmi2"}
+
+
+def _says_nothing_of_mpi(environ: Mapping[str, str]) -> bool:
+    try:
+        done = subprocess.run(
+            ["scontrol", "show", "config"],
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=ASK_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return re.search(rb"^MpiDefault\s*= none$", done.stdout, re.MULTILINE) is not None
+
+
 def _over_tcp(ground: Ground, deployment: Deployment, environ: Mapping[str, str]) -> OverTcp:
     platform = ground.platform
     kind: tcp.LauncherKind = platform.launcher
-    if kind == "mpiexec" and not shutil.which(kind) and shutil.which("pbsdsh"):
+    path = environ.get("PATH")
+    if kind == "mpiexec" and not shutil.which(kind, path=path) and shutil.which("pbsdsh", path=path):
         kind = "pbsdsh"
     head = head_of(ground.machines, os.uname().nodename, platform.network.host_suffix)
     return OverTcp(

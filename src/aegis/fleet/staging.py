@@ -12,7 +12,7 @@ from aegis.fleet.environments import expanded
 from aegis.fleet.nodes import Host, allocation
 from aegis.fleet.prepare import place_on
 from aegis.fleet.weights import find_weights, snapshot_of
-from aegis.staging.download import download
+from aegis.staging.download import download, missing
 from aegis.staging.environment import content_key, unpacked
 from aegis.staging.listing import File, Item
 from aegis.staging.local import adopt
@@ -115,7 +115,7 @@ def fetch(
         if not entry.download_weights or entry.engine == "sim":
             continue
         source = expanded(entry.model_source) if entry.model_source else None
-        if source is not None and source.is_dir():
+        if source is not None and source.is_dir() and not missing(str(source)):
             continue
         tell(f"downloading {entry.model}")
         download(

@@ -2,7 +2,7 @@
  * bcast: copies trees of files from a shared file system to all nodes that need them, over MPI.
  *
  *     mpiexec -ppn 1 bcast LIST [--readers N] [--window N] [--threads N] [--piece BYTES] [--rate MIB] [--tree chain|binary]
- *                               [--verify | --clean] [--dest-suffix-rank]
+ *                               [--stall SECONDS] [--ranks N] [--verify | --clean] [--dest-suffix-rank]
  *
  * LIST is made by aegis/staging/listing.py, which says what stands in it. One rank runs on each node.
  *
@@ -59,20 +59,23 @@ enum {
     HOST = 128,            /* bytes of a host's name */
     ARITY = 2,             /* children of a node in a lane, at most */
     SMALL_FILE = 16 << 10, /* bytes that a file costs besides its own, when work is dealt out */
+    BLOCKS = 1 << 30,      /* of an item, at most: 8 PiB */
     TAG_PROGRESS = 1 << 14,
 };
 
 static struct {
     const char *list;
     int readers, window, threads, piece;
-    double rate; /* MiB/s of one reader; 0: no limit */
+    double rate;  /* MiB/s of one reader; 0: no limit */
+    double stall; /* seconds without any movement, until all is given up; shared file systems may pause for minutes */
     int arity;   /* of lanes; 0: the cheaper of both */
+    int ranks;   /* that there should be; 0: not said */
     bool verify, clean, suffix;
-} options = {.readers = 8, .window = 4, .piece = 1 << 20};
+} options = {.readers = 8, .window = 4, .piece = 1 << 20, .stall = 600};
 
 static int rank, ranks;
 static char host[HOST];
-static char (*hosts)[HOST]; /* of all ranks; on rank 0 */
+static char (*hosts)[HOST]; /* of all ranks */
 static mode_t umask_then;
 static double started;
 
@@ -317,7 +320,12 @@ static void parse_record(Fields *fields) {
     } else if (*kind == 'F') {
         File *file = APPEND(item->files, item->file_count);
         file->path = inner_path(fields);
-        file->size = (uint64_t)number(fields, 10);
+        int64_t size = number(fields, 10);
+        if (size < 0 || size / BLOCK >= BLOCKS - (int64_t)item->block_count) {
+            list_error = "a file is too large, or smaller than nothing";
+            return;
+        }
+        file->size = (uint64_t)size;
         file->mtime = number(fields, 10);
         file->mode = (mode_t)number(fields, 8) & 07777;
         file->source = field(fields);
@@ -360,6 +368,7 @@ static char *load_list(size_t *length) {
     struct stat stat;
     if (stream && !fstat(fileno(stream), &stat)) {
         content = allocate((size_t)stat.st_size + 1, 1);
+        errno = EIO; /* a file that became shorter sets none */
         size = (int64_t)fread(content, 1, (size_t)stat.st_size, stream);
         if (size != stat.st_size) size = -1;
     }
@@ -415,6 +424,7 @@ typedef struct {
     Item *item;
     char *destination, *part, *log, *manifest, *part_manifest;
     int source_dir, part_dir, log_fd, lock_fd; /* -1: none */
+    int source_error;                          /* why the source has none */
     bool complete, replaces, finished;         /* there already; another version is there; all but the last rename is done */
     uint64_t missing;                          /* bytes */
     Handle *sources, *targets;
@@ -448,7 +458,12 @@ static void tree_close(Tree *tree) {
     if (tree->source_dir >= 0) close(tree->source_dir);
     if (tree->part_dir >= 0) close(tree->part_dir);
     if (tree->log_fd >= 0) close(tree->log_fd);
-    if (tree->lock_fd >= 0) close(tree->lock_fd);
+    if (tree->lock_fd >= 0) {
+        char *path = text("%s" LOCK, tree->destination);
+        unlink(path); /* who waits for it sees that, and makes a new one */
+        free(path);
+        close(tree->lock_fd);
+    }
     free(tree->destination), free(tree->part), free(tree->log), free(tree->manifest), free(tree->part_manifest);
 }
 
@@ -506,6 +521,7 @@ static bool manifest_matches(Item *item, const char *path, bool read_hashes) {
     bool same = content && length >= item->records_length && !memcmp(content, item->records, item->records_length);
     if (same && read_hashes) {
         const char *at = content + item->records_length, *end = content + length;
+        same = length && !content[length - 1]; /* else its writer was killed within a hash */
         for (uint32_t i = 0; i < item->block_count && same; i++) {
             const char *word[4];
             for (int w = 0; w < 4; w++) {
@@ -517,6 +533,7 @@ static bool manifest_matches(Item *item, const char *path, bool read_hashes) {
                    strtoul(word[2], NULL, 10) == block->index && *word[3];
             item->blocks[i].crc = (uint32_t)strtoul(word[3], NULL, 16);
         }
+        same = same && at == end;
     }
     free(content);
     return same;
@@ -633,7 +650,9 @@ static void check_resumed(Tree *tree, uint32_t index) {
     Block *block = &tree->item->blocks[index];
     if (!block->have) return;
     const char *path = tree->item->single ? tree->part : tree->item->files[block->file].path;
-    block->have = block_is_sound(tree->part_dir, path, tree->item, block);
+    struct stat stat; /* a hard link to the source, as a stager on one machine makes them, is never written */
+    bool own = !fstatat(tree->part_dir, path, &stat, AT_SYMLINK_NOFOLLOW) && stat.st_nlink == 1;
+    block->have = own && block_is_sound(tree->part_dir, path, tree->item, block);
 }
 
 static void check_staged(Tree *tree, uint32_t index) {
@@ -655,7 +674,17 @@ static bool set_times_and_mode(int fd, const File *file) {
 }
 
 static int open_target(Tree *tree, const File *file) {
-    int fd = openat(tree->part_dir, part_path(tree, file->path), O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    const char *path = part_path(tree, file->path);
+    int flags = O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, fd = openat(tree->part_dir, path, flags, 0600);
+    if (fd < 0 && errno == EACCES) { /* an earlier run has finished it, and read-only files are staged, too */
+        fchmodat(tree->part_dir, path, 0600, 0);
+        fd = openat(tree->part_dir, path, flags, 0600);
+    }
+    struct stat stat;
+    if (fd >= 0 && !fstat(fd, &stat) && stat.st_nlink > 1) { /* see check_resumed */
+        close(fd);
+        fd = unlinkat(tree->part_dir, path, 0) ? -1 : openat(tree->part_dir, path, flags | O_EXCL, 0600);
+    }
     if (fd < 0) fail(&tree->failure, "cannot create %s in %s: %s", file->path, tree->part, strerror(errno));
     return fd;
 }
@@ -759,7 +788,10 @@ static bool set_directory_modes(Tree *tree) {
 /* One rename, and the destination is there, whole. An older version goes first to a name beside it. */
 static bool publish(Tree *tree) {
     char *old = text("%s" OLD, tree->destination);
+    struct stat stat;
     bool done = remove_tree(tree, old);
+    if (done && !tree->replaces && !lstat(tree->destination, &stat))
+        done = fail(&tree->failure, "%s exists and was not staged by aegis", tree->destination);
     if (done && tree->item->single && rename(tree->part_manifest, tree->manifest))
         done = fail(&tree->failure, "cannot rename %s: %s", tree->part_manifest, strerror(errno));
     if (done && tree->replaces && !tree->item->single && rename(tree->destination, old))
@@ -771,16 +803,15 @@ static bool publish(Tree *tree) {
     return done;
 }
 
+/* With its manifest a tree is complete, whenever we are killed; the modes come last, for they may close its folders. */
 static bool finish_tree(Tree *tree) {
     if (source_failure.set) return fail(&tree->failure, "%s", source_failure.text);
     if (tree->failure.set) return false;
-    if (!tree->finished) {
-        for (uint32_t i = 0; i < tree->item->block_count; i++)
-            if (!tree->item->blocks[i].have) return fail(&tree->failure, "%s: a block never came", tree->destination);
-        if (!make_links(tree) || !write_manifest(tree) || !set_directory_modes(tree)) return false;
-        unlink(tree->log);
-    }
-    return publish(tree);
+    for (uint32_t i = 0; i < tree->item->block_count; i++)
+        if (!tree->item->blocks[i].have) return fail(&tree->failure, "%s: a block never came", tree->destination);
+    if (tree->finished ? !open_part(tree) : !make_links(tree) || !write_manifest(tree)) return false;
+    unlink(tree->log);
+    return set_directory_modes(tree) && publish(tree);
 }
 
 /* ---- The plan of an item: segments, units, lanes --------------------------------------------------------------------- */
@@ -940,9 +971,11 @@ static bool source_unchanged(int fd, const File *file) {
 }
 
 static int open_source(Tree *tree, const File *file) {
-    const char *path = tree->item->single ? tree->item->source : file->source;
-    int fd = openat(tree->source_dir < 0 ? AT_FDCWD : tree->source_dir, path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) fail(&source_failure, "cannot read %s/%s on %s: %s", tree->item->source, file->source, host, strerror(errno));
+    const int flags = O_RDONLY | O_CLOEXEC;
+    int fd = tree->item->single ? open(tree->item->source, flags) : openat(tree->source_dir, file->source, flags);
+    if (fd < 0)
+        fail(&source_failure, "cannot read %s/%s on %s: %s", tree->item->source, file->source, host,
+             strerror(tree->source_error ? tree->source_error : errno));
     else if (!source_unchanged(fd, file)) close(fd), fd = -1;
     return fd;
 }
@@ -1025,8 +1058,11 @@ static bool write_segment(const Segment *segment, const char *data) {
     for (uint32_t put = 0; put < segment->length;) {
         ssize_t n = pwrite(fd, data + put, segment->length - put, offset + put);
         if (n >= 0) put += (uint32_t)n;
-        else if (errno != EINTR)
-            return fail(&current->failure, "cannot write %s in %s: %s", file->path, current->part, strerror(errno));
+        else if (errno != EINTR) {
+            fail(&current->failure, "cannot write %s in %s: %s", file->path, current->part, strerror(errno));
+            if (handle->total == 1) close(fd); /* else it is closed with the tree */
+            return false;
+        }
     }
     if (handle_was_last(handle)) {
         if (!set_times_and_mode(fd, file)) fail(&current->failure, "cannot finish %s: %s", file->path, strerror(errno));
@@ -1172,6 +1208,7 @@ static struct {
     uint64_t outgoing, total, before;
     MPI_Request request;
     double next, next_line;
+    bool moved; /* since somebody looked */
     uint32_t item;
     int nodes, nodes_done;
 } progress = {.request = MPI_REQUEST_NULL};
@@ -1205,9 +1242,11 @@ static bool hear_progress(void) {
     int waiting;
     MPI_Status status;
     for (MPI_Iprobe(MPI_ANY_SOURCE, TAG_PROGRESS, MPI_COMM_WORLD, &waiting, &status); waiting;
-         MPI_Iprobe(MPI_ANY_SOURCE, TAG_PROGRESS, MPI_COMM_WORLD, &waiting, &status))
-        MPI_Recv(&progress.of_rank[status.MPI_SOURCE], 1, MPI_UINT64_T, status.MPI_SOURCE, TAG_PROGRESS, MPI_COMM_WORLD,
-                 MPI_STATUS_IGNORE);
+         MPI_Iprobe(MPI_ANY_SOURCE, TAG_PROGRESS, MPI_COMM_WORLD, &waiting, &status)) {
+        uint64_t *bytes = &progress.of_rank[status.MPI_SOURCE], before = *bytes;
+        MPI_Recv(bytes, 1, MPI_UINT64_T, status.MPI_SOURCE, TAG_PROGRESS, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+        progress.moved |= *bytes != before;
+    }
     if (now() >= progress.next_line) {
         progress.next_line = now() + 1;
         printf("{\"event\":\"progress\",\"item\":%" PRIu32 ",\"bytes\":%" PRIu64 ",\"total\":%" PRIu64
@@ -1237,9 +1276,36 @@ static void idle(uint32_t *seen, uint32_t times) {
     pthread_mutex_unlock(&queue.lock);
 }
 
+/* What a lane waits for. */
+static const char *awaited(const Lane *lane) {
+    Slot *slot = &lane->slots[lane->next_done % (uint32_t)options.window];
+    if (lane->next_send == lane->next_done) return lane->position ? hosts[lane->parent] : "its own reading of the source";
+    if (!slot->written) return "its own writing";
+    for (int c = 0; c < lane->child_count; c++) {
+        int sent;
+        MPI_Test(&slot->sends[c], &sent, MPI_STATUS_IGNORE);
+        if (!sent) return hosts[lane->children[c]];
+    }
+    return "the others";
+}
+
+/* A node that was cut off, or hangs, says nothing, and MPI may wait for it for ever. Its neighbours stop first, and so name
+ * it first. The ranks that are left end, and what they have is kept for the next run. */
+static void give_up(void) {
+    const char *what = "the readers";
+    for (int i = 0; i < lane_count; i++)
+        if (lanes[i].position >= 0 && lanes[i].next_done < lanes[i].count) what = awaited(&lanes[i]);
+    for (int i = 0; i < 2; i++) /* on standard output, too: who started us hears that even if its launcher hangs then */
+        fprintf(i ? stderr : stdout, "bcast: %s: nothing has moved for %.0f s; it waits for %s\n", host, options.stall, what);
+    fflush(stdout);
+    MPI_Abort(MPI_COMM_WORLD, 1);
+    abort();
+}
+
 static void pump(void) {
     bool reads = is_reader(rank), told = false, heard = rank != 0;
     uint32_t idle_times = 0, seen = 0;
+    double since = now();
     for (bool open = true; open || !heard || (reads && !told);) {
         bool moved = open = false;
         for (int i = 0; i < lane_count; i++) {
@@ -1249,6 +1315,9 @@ static void pump(void) {
         }
         if (reads && !told) tell_progress(told = !open);
         if (!rank) heard = hear_progress();
+        if (moved || progress.moved) since = now();
+        else if (now() - since > options.stall) give_up();
+        progress.moved = false;
         if (moved) idle_times = 0;
         else idle(&seen, idle_times++);
     }
@@ -1381,11 +1450,13 @@ static void survey(char *pending) {
 static bool lock_destination(Tree *tree) {
     char *path = text("%s" LOCK, tree->destination);
     struct stat held, there;
-    tree->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    bool locked = tree->lock_fd >= 0 && !flock(tree->lock_fd, LOCK_EX | LOCK_NB);
+    int fd = open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    bool locked = fd >= 0 && !flock(fd, LOCK_EX | LOCK_NB);
     if (!locked && errno != EWOULDBLOCK) fail(&tree->failure, "cannot lock %s: %s", path, strerror(errno));
-    if (locked) /* `--clean` removes the file, and who waited for it holds the lock of nothing: the next round tries anew */
-        locked = !fstat(tree->lock_fd, &held) && !stat(path, &there) && held.st_ino == there.st_ino;
+    if (locked) /* its last holder has removed it, and who waited for it holds the lock of nothing: the next round tries anew */
+        locked = !fstat(fd, &held) && !stat(path, &there) && held.st_ino == there.st_ino;
+    if (locked) tree->lock_fd = fd;
+    else if (fd >= 0) close(fd);
     free(path);
     return locked;
 }
@@ -1421,6 +1492,20 @@ static void choose_readers(const Item *item, const int *needy, int count) {
     free(can), free(able);
 }
 
+/* No block is read of empty files, so nobody would notice that they are gone, or empty no more. */
+static void check_empty_files(Tree *tree) {
+    const Item *item = tree->item;
+    if (rank == lanes[0].root)
+        for (uint32_t f = 0; f < item->file_count && !source_failure.set; f++) {
+            int fd = item->files[f].size ? -1 : open_source(tree, &item->files[f]);
+            if (fd >= 0) close(fd);
+        }
+    char said[ERROR] = "";
+    if (source_failure.set) memcpy(said, source_failure.text, ERROR);
+    MPI_Bcast(said, ERROR, MPI_CHAR, lanes[0].root, MPI_COMM_WORLD);
+    if (*said) fail(&source_failure, "%s", said);
+}
+
 static void count_handles(Tree *tree) {
     Item *item = tree->item;
     tree->sources = allocate(item->file_count, sizeof *tree->sources);
@@ -1451,13 +1536,19 @@ static void stream(Tree *tree, const int *needy, int count) {
     free(lacking), free(wanted);
     choose_readers(item, needy, count);
     deal_units();
+    pthread_mutex_lock(&queue.lock); /* a worker may still come back from its last slot, and look for another */
     for (int i = 0; i < lane_count; i++) {
         lanes[i].next_fill = lanes[i].next_send = lanes[i].next_done = lanes[i].given = lanes[i].taken = 0;
         place_in_lane(&lanes[i], needy, count);
     }
+    pthread_mutex_unlock(&queue.lock);
     count_handles(tree);
     current = tree;
-    if (is_reader(rank) && !item->single) tree->source_dir = open(item->source, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (is_reader(rank) && !item->single) {
+        tree->source_dir = open(item->source, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        tree->source_error = tree->source_dir < 0 ? errno : 0;
+    }
+    check_empty_files(tree);
     for (int r = 0; !rank && r < ranks; r++) progress.of_rank[r] &= ~FINISHED;
     progress.total = 0;
     for (uint32_t u = 0; u < unit_count; u++) progress.total += units[u].bytes;
@@ -1576,8 +1667,8 @@ static void verify_tree(Tree *tree) {
 }
 
 static void clean_tree(Tree *tree) {
-    char *lock = text("%s" LOCK, tree->destination), *old = text("%s" OLD, tree->destination);
-    const char *ours[] = {tree->destination, tree->manifest, tree->part, tree->log, tree->part_manifest, old, lock};
+    char *old = text("%s" OLD, tree->destination);
+    const char *ours[] = {tree->destination, tree->manifest, tree->part, tree->log, tree->part_manifest, old};
     struct stat stat;
     char *parent = text("%s", tree->destination);
     *strrchr(parent, '/') = 0;
@@ -1587,7 +1678,7 @@ static void clean_tree(Tree *tree) {
             fail(&tree->failure, "%s was not staged by aegis: left alone", tree->destination);
         for (size_t i = 0; i < sizeof ours / sizeof *ours && !tree->failure.set; i++) remove_tree(tree, ours[i]);
     }
-    free(lock), free(old), free(parent);
+    free(old), free(parent);
 }
 
 static void look_or_clean(uint32_t index) {
@@ -1623,6 +1714,8 @@ static bool parse_options(int argc, char **argv) {
         else if (!strcmp(word, "--threads")) good = (options.threads = positive(value, 256)) > 0, i++;
         else if (!strcmp(word, "--piece")) good = (options.piece = positive(value, BLOCK)) > 0, i++;
         else if (!strcmp(word, "--rate")) good = (options.rate = positive(value, 1 << 30)) > 0, i++;
+        else if (!strcmp(word, "--ranks")) good = (options.ranks = positive(value, 1 << 30)) > 0, i++;
+        else if (!strcmp(word, "--stall")) good = (options.stall = positive(value, 1 << 30)) > 0, i++;
         else if (!strcmp(word, "--tree")) {
             options.arity = !value ? 0 : !strcmp(value, "chain") ? 1 : !strcmp(value, "binary") ? 2 : 0;
             good = options.arity > 0, i++;
@@ -1637,10 +1730,9 @@ static void prepare(void) {
     char name[MPI_MAX_PROCESSOR_NAME];
     MPI_Get_processor_name(name, &length);
     snprintf(host, HOST, "%s", name);
-    if (gethostname(name, sizeof name)) name[0] = 0;
     if (options.suffix) snprintf(host, HOST, "rank%d", rank);
-    hosts = rank ? NULL : allocate((size_t)ranks, HOST);
-    MPI_Gather(host, HOST, MPI_CHAR, hosts, HOST, MPI_CHAR, 0, MPI_COMM_WORLD);
+    hosts = allocate((size_t)ranks, HOST);
+    MPI_Allgather(host, HOST, MPI_CHAR, hosts, HOST, MPI_CHAR, MPI_COMM_WORLD);
     progress.of_rank = allocate(rank ? 1 : (size_t)ranks, sizeof *progress.of_rank);
     cpu_set_t cpus;
     int count = sched_getaffinity(0, sizeof cpus, &cpus) ? 1 : CPU_COUNT(&cpus);
@@ -1659,7 +1751,12 @@ int main(int argc, char **argv) {
     if (!parse_options(argc, argv)) {
         if (!rank)
             fprintf(stderr, "usage: bcast LIST [--readers N] [--window N] [--threads N] [--piece BYTES] [--rate MIB] "
-                            "[--tree chain|binary] [--verify | --clean] [--dest-suffix-rank]\n");
+                            "[--tree chain|binary] [--stall SECONDS] [--ranks N] [--verify | --clean] [--dest-suffix-rank]\n");
+        MPI_Finalize();
+        return 2;
+    }
+    if (options.ranks && options.ranks != ranks) { /* a launcher that knows nothing of this MPI starts many worlds of one */
+        fprintf(stderr, "bcast: %d nodes were asked for, and the launcher started a world of %d\n", options.ranks, ranks);
         MPI_Finalize();
         return 2;
     }

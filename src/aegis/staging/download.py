@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -25,6 +26,7 @@ LOG_SECONDS: Final = 10.0  # between two lines of progress
 OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 OFFLINE: Final = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 TRUE: Final = frozenset({"1", "on", "yes", "true"})  # as huggingface_hub reads it
+BEGUN: Final = ".aegis-downloading"  # in a `local_dir` until all is there: the folder alone says nothing
 TAIL: Final = 2000  # characters of the last words that are kept
 
 
@@ -85,6 +87,15 @@ def download(
     own = {"HF_HOME": hf_home, **({"HF_TOKEN": token} if token else {})}
     argv = download_argv(program, model, local_dir)
     try:
+        if local_dir:
+            os.makedirs(local_dir, exist_ok=True)
+            with open(f"{local_dir}/{BEGUN}", "wb"):
+                pass
+    except OSError as error:
+        raise AegisError(
+            f"{model} cannot be downloaded to {shown(local_dir or '')}: {error.strerror}"
+        ) from None
+    try:
         with subprocess.Popen(
             argv,
             env={**environ, **own},
@@ -101,6 +112,9 @@ def download(
     if process.returncode:
         said = f"{model} cannot be downloaded: {last or 'no reason given'}"
         raise AegisError(said, hint=f"missing: {'; '.join(missing(place)[:3])}" if missing(place) else None)
+    if local_dir:
+        with contextlib.suppress(OSError):  # another job that fetches the same has removed it
+            os.unlink(f"{local_dir}/{BEGUN}")
 
 
 def missing(place: str) -> list[str]:
@@ -118,6 +132,8 @@ def missing(place: str) -> list[str]:
         shards = index.get("weight_map")
         names = {str(each) for each in shards.values()} if isinstance(shards, dict) else set()
         lacking += sorted(each for each in names if not os.path.exists(f"{folder}/{each}"))
+    if not lacking and os.path.exists(f"{place}/{BEGUN}"):
+        return [f"the rest of {shown(place)}, whose download was cut off"]
     return [f"{shown(folder)}/{shown(each)}" for each in lacking]
 
 

@@ -22,8 +22,10 @@ from aegis.staging.node import check
 from aegis.staging.node.frames import Piece
 from aegis.staging.node.items import parse
 from aegis.staging.node.places import (
+    ADOPTED,
     FOREIGN,
     free_bytes,
+    is_adopted,
     is_foreign,
     manifest,
     places_of,
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from aegis.staging.node import items
 
 Method = Literal["clone", "link", "copy"]
-ADOPTED: Final = ".aegis-adopted"  # beside the manifest of a tree that was not staged: `clean_here` leaves it
 FICLONE: Final = 0x40049409  # linux/fs.h
 UNIT: Final = 16  # blocks that a thread takes at once
 REFUSED: Final = frozenset(
@@ -116,7 +117,7 @@ def clean_here(item: Item) -> bool:
         AegisError: somebody's own is there, another job stages it, or it cannot be removed.
     """
     places = places_of(_parsed(item))
-    if os.path.exists(os.path.join(places.destination, os.fsencode(ADOPTED))):
+    if is_adopted(places):
         return False
     own = (places.destination, places.part, places.log, places.part_manifest, places.old, places.lock)
     there = any(map(os.path.lexists, own))
@@ -143,7 +144,7 @@ def adopt(item: Item, tell: Callable[[int], None] = lambda _: None) -> None:
             data = _read_block(there, index, offset, length)
             hashes.append(zlib.crc32(data))
             tell(length)
-        with open(os.path.join(places.destination, os.fsencode(ADOPTED)), "wb"):
+        with open(os.path.join(places.destination, ADOPTED), "wb"):
             pass
         temporary = places.manifest + b".%d" % os.getpid()
         with open(temporary, "wb") as stream:
@@ -165,6 +166,8 @@ def free_space(destination: str) -> int:
 
 class _Here(Store):
     """An item on the machine that its source is on: files may share their content with the source's."""
+
+    linked = True
 
     def __init__(self, item: items.Item) -> None:
         super().__init__(item)
@@ -205,16 +208,23 @@ class _Here(Store):
         target, made = self.places.path(file.path), self.places.path(file.path) + b".aegis-try"
         remove(made)
         if file.size and self.method != "copy" and _share(self.method, source_of(self.item, file), made):
+            if self.method == "clone":
+                self._dress(made, file)
             os.replace(made, target)  # does nothing where both are the same file already
             remove(made)
             self.shared.add(file.path)
         elif os.path.isfile(target) and os.stat(target).st_nlink > 1:
             _copy_out(target, made)
+            self._dress(made, file)
             os.replace(made, target)
 
     def _make_file(self, file: items.File) -> None:
         if file.path not in self.shared:
             super()._make_file(file)
+
+    def _complete(self, file: items.File) -> None:
+        if file.path not in self.shared:  # of a link, they are the source's, which may be newer by now
+            super()._complete(file)
 
     def _write_piece(self, piece: Piece, data: memoryview) -> int:
         """Take a whole block, whose hash was taken from the same bytes just before."""
@@ -281,7 +291,7 @@ def _share(way: Method, source: bytes, target: bytes) -> bool:
             with open(source, "rb") as origin, open(target, "xb") as made:
                 fcntl.ioctl(made.fileno(), FICLONE, origin.fileno())
             return True
-        if os.geteuid() not in {0, os.stat(source).st_uid}:  # a link has the source's mode, which we set
+        if os.geteuid() not in {0, os.stat(source).st_uid}:  # its owner may change it later
             return False
         os.link(os.path.realpath(source), target)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -17,13 +18,16 @@ from msgspec import Struct, structs
 
 from aegis.errors import AegisError, SiteError
 from aegis.files import write_atomically
-from aegis.staging.events import Done, NodeResult, read_event
+from aegis.staging.events import Done, NodeResult, Progress, read_event
+from aegis.staging.listen import at_first, spoken
 from aegis.staging.listing import encode
+from aegis.staging.node.items import short
 from aegis.step import step_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from aegis.staging.events import Event
     from aegis.staging.listing import Item
     from aegis.staging.stage import Action, Tell
 
@@ -31,9 +35,10 @@ SOURCE: Final = Path(__file__).with_name("bcast.c")
 FLAGS: Final = ("-std=gnu11", "-O2", "-pthread")
 COMPILE_SECONDS: Final = 300.0
 ASK_SECONDS: Final = 30.0
+END_SECONDS: Final = 3.0  # for its ranks to end by themselves
 LEAVE_SECONDS: Final = 10.0  # for a launcher to end its ranks
-FAILED: Final = 1  # some node lacks an item: its events say which
 SHOWN: Final = 12  # lines of a failed command
+GIVEN_UP: Final = b"bcast: "  # how a line begins by which a rank ends all: a node hangs, or was cut off
 MODULE_HINT: Final = (
     "load the site's MPI module, name a program that is compiled already, or take --stager tcp"
 )
@@ -185,11 +190,14 @@ def arguments(
     list_file: Path,
     action: Action = "stage",
     *,
+    ranks: int | None = None,
     readers: int | None = None,
     window: int | None = None,
 ) -> list[str]:
-    """Return the argv of the program itself."""
+    """Return the argv of the program itself; with another number of ranks it refuses to begin."""
     argv = [str(built), str(list_file)]
+    if ranks is not None:
+        argv += ["--ranks", str(ranks)]
     if readers is not None:
         argv += ["--readers", str(readers)]
     if window is not None:
@@ -233,9 +241,11 @@ class OverMpi(Struct, frozen=True, kw_only=True):
         list_file, nodes_file, errors = folder / "list", folder / "nodes", folder / "errors"
         write_atomically(list_file, encode(items))
         write_atomically(nodes_file, "".join(f"{host}\n" for host in hosts))
-        argv = arguments(self.program, list_file, action, readers=self.readers, window=self.window)
+        argv = arguments(
+            self.program, list_file, action, ranks=len(hosts), readers=self.readers, window=self.window
+        )
         argv = command(self.launcher, len(hosts), nodes_file, argv)
-        names = {_short(host): host for host in hosts}
+        names = {short(host): host for host in hosts}
         finished = False
         with errors.open("wb") as log:
             process = subprocess.Popen(
@@ -246,22 +256,28 @@ class OverMpi(Struct, frozen=True, kw_only=True):
                 env=self.environ,
             )
             said: list[bytes] = []  # by the launcher or a library, on standard output
+            so_far: Event = at_first(items, hosts)
             try:
-                for line in process.stdout or ():
-                    event = read_event(line)
-                    finished |= isinstance(event, Done)
+                for line in spoken(process.stdout):
+                    event = read_event(line) if line else so_far
                     if isinstance(event, NodeResult):  # nodes name themselves with or without their domain
-                        event = structs.replace(event, host=names.get(_short(event.host), event.host))
-                    if event is None:
-                        said.append(line)
-                    else:
+                        event = structs.replace(event, host=names.get(short(event.host), event.host))
+                    elif isinstance(event, Progress):
+                        so_far = event
+                    if event is not None:
                         tell(event)
-                code = process.wait()
+                    finished |= isinstance(event, Done)
+                    said += [line] if event is None else []
+                    # what was not decided when a rank gave up will not be; libraries may hang in their end
+                    if finished or line.startswith(GIVEN_UP):
+                        break
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(END_SECONDS)
             finally:
                 _end(process)
-        if not finished or code > FAILED:
+        if not finished:
             raise AegisError(
-                death(code, errors.read_bytes() + b"".join(said)),
+                death(process.returncode, errors.read_bytes() + b"\n".join(said)),
                 hint="stage again: it goes on where it ended",
             )
 
@@ -272,10 +288,6 @@ def death(code: int, said: bytes) -> str:
     words = b"; ".join(found[:SHOWN]) if found else _last_lines(said).encode()
     told = words.decode(errors="replace") or "without a word"
     return f"staging over MPI ended with {code} before all nodes were done: {told}"
-
-
-def _short(host: str) -> str:
-    return host.partition(".")[0].lower()
 
 
 def _last_lines(output: bytes) -> str:

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from aegis.errors import AegisError, PartialSuccess
 from aegis.staging.events import Done, NodeResult
+from aegis.staging.node.places import FOREIGN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,7 +75,9 @@ class Results(Struct, frozen=True, kw_only=True):
         nodes = len({each.host for each in self.nodes})
         lacking = nodes - len(self.complete_hosts)
         what = {"stage": "lack what they need", "verify": "differ", "clean": "are not clean"}[self.action]
-        raise kind("\n".join([f"{lacking} of {nodes} nodes {what}", *lines]))
+        foreign = any(FOREIGN in (each.error or "") for each in self.failed)
+        hint = "move it away, or use it as it is with --skip-staging" if foreign else None
+        raise kind("\n".join([f"{lacking} of {nodes} nodes {what}", *lines]), hint=hint)
 
 
 def stage(

@@ -50,6 +50,7 @@ class Launcher(Struct, frozen=True, kw_only=True):
     kind: LauncherKind
     words: tuple[str, ...] = ()  # the site's own, after the launcher's
     het_group: str = ""  # srun: which component of the job
+    one_each: bool = False  # srun: one process for each node, so that none suffers from another
 
 
 def order(hosts: Sequence[str], first: str = "") -> tuple[str, ...]:
@@ -77,6 +78,12 @@ def node_commands(
     if launcher.kind == "ssh":
         return [
             ["ssh", *SSH, *launcher.words, "--", host, shlex.join(stager.node(head, host))] for host in hosts
+        ]
+    if launcher.kind == "srun" and launcher.one_each:
+        alone = [step_words("srun", 1, host, launcher.het_group) for host in hosts]
+        return [
+            [*words, *launcher.words, *stager.node(head, host)]
+            for words, host in zip(alone, hosts, strict=True)
         ]
     if launcher.kind == "pbsdsh":  # once on each node of the job: those that nobody expects are sent away
         words = ["pbsdsh", "-u", *launcher.words, "--"]

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from . import net
+from .items import short
 from .nodes import Node, Nodes
 from .staging import Result, Staging, seconds_since
 
@@ -91,11 +92,11 @@ class Head:
 
     def _needing(self, item: Item) -> list[Node]:
         wanted = set(item.hosts)
-        short = {name.split(".")[0] for name in wanted}
+        near = {short(name) for name in wanted}
         return [
             node
             for node in self.nodes.all.values()
-            if not wanted or node.name in wanted or node.name.split(".")[0] in short
+            if not wanted or node.name in wanted or short(node.name) in near
         ]
 
     def _survey(self) -> None:

@@ -119,6 +119,8 @@ def _take(item: Item, record: list[bytes]) -> None:
         item.directories.append((_inside(record[1]), int(record[2], 8)))
     elif kind == b"F":
         size, mtime = int(record[2]), int(record[3])
+        if size < 0:
+            raise ValueError(f"{record[1]!r} has {size} bytes")
         item.add(File(_inside(record[1]), size, mtime, int(record[4], 8), record[5]))
     elif kind == b"L":
         item.links.append((_inside(record[1]), record[2]))
@@ -130,6 +132,11 @@ def _inside(path: bytes) -> bytes:
     if not path or path.startswith(b"/") or b".." in path.split(b"/"):
         raise ValueError(f"{path!r} leads out of the destination")
     return path
+
+
+def short(host: str) -> str:
+    """Return the name of a host without its domain; an address is itself."""
+    return host if ":" in host or host.replace(".", "").isdigit() else host.partition(".")[0].lower()
 
 
 def shown(path: bytes) -> str:

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from . import net
+from .items import short
 from .link import Target
 
 if TYPE_CHECKING:
@@ -130,10 +131,10 @@ class Nodes:
     def _introduce(self, talk: net.Talk, message: dict[str, Any]) -> Node | None:
         """Return the expected node that this is; a scheduler may know it by a longer or shorter name."""
         names = [str(name) for name in message.get("names", [])]
-        near = {name.split(".")[0] for name in names}
+        near = {short(name) for name in names}
         free = [node for node in self.all.values() if node.talk is None and not node.gone]
         found = [node for node in free if node.name in names]
-        found += [node for node in free if node.name.split(".")[0] in near]
+        found += [node for node in free if short(node.name) in near]
         if not found:
             print(f"aegis stager: nobody expects {' or '.join(names)}", file=sys.stderr)
             return None

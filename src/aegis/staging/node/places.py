@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Hashes = list[int]  # of the blocks in order
 FOREIGN = "exists and was not staged by aegis"
+ADOPTED = b".aegis-adopted"  # beside the manifest of a tree that was there before: it is not ours to replace or remove
 
 
 class Places(NamedTuple):
@@ -68,7 +69,7 @@ class Lock:
             OSError: its file cannot be made.
         """
         while True:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
@@ -167,7 +168,33 @@ def manifest(item: Item, hashes: Iterable[int]) -> bytes:
 
 def is_foreign(places: Places) -> bool:
     """Tell whether the destination is somebody's own."""
-    return os.path.lexists(places.destination) and not os.path.lexists(places.manifest)
+    ours = os.path.lexists(places.manifest) and not is_adopted(places)
+    return os.path.lexists(places.destination) and not ours
+
+
+def is_adopted(places: Places) -> bool:
+    """Tell whether the destination is somebody's own tree that was only given a manifest."""
+    return os.path.lexists(os.path.join(places.destination, ADOPTED))
+
+
+def open_to_write(path: bytes, flags: int = 0) -> int:
+    """Open a file of a part for writing; a hard link to the source, which a local run has left, is replaced.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    flags |= os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        handle = os.open(path, flags, 0o600)
+    except PermissionError:  # an earlier run may have finished it, and read-only files are staged, too
+        with contextlib.suppress(OSError):
+            os.chmod(path, 0o600)
+        handle = os.open(path, flags, 0o600)
+    if os.fstat(handle).st_nlink == 1:
+        return handle
+    os.close(handle)
+    os.unlink(path)
+    return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
 
 
 def held_bytes(places: Places) -> int:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from .places import (
     held_bytes,
     is_foreign,
     manifest,
+    open_to_write,
     places_of,
     published,
     read_log,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from .items import File, Item
 
 SMALL = 1 << 20  # bytes: a smaller file is made when its data is there, not before
+STEP = 1 << 26  # bytes that are reserved at once
+RESERVE_SECONDS = 0.05  # for all of an item
 
 
 class StoreError(Exception):
@@ -44,6 +48,8 @@ class StoreError(Exception):
 
 class Store:
     """One item on this node."""
+
+    linked = False  # whether files may be hard links to the source's: then they are never written
 
     def __init__(self, item: Item, suffix: str = "") -> None:
         self.item = item
@@ -58,6 +64,7 @@ class Store:
         self._begun: dict[int, tuple[int, int]] = {}  # block -> bytes of it, hash so far
         self._counting = threading.Lock()
         self._log = -1
+        self._reserve_until = 0.0
 
     # -- before the data
 
@@ -131,13 +138,15 @@ class Store:
 
     def _is_sound(self, noted: tuple[int, int]) -> bool:
         index, offset, _ = self.item.block(noted[0])
-        file = self.item.files[index]
-        with contextlib.suppress(OSError), open(self.places.path(file.path), "rb", buffering=0) as opened:
-            size = os.fstat(opened.fileno()).st_size
-            return size == file.size and hash_of(opened.fileno(), offset) == noted[1]
+        path = self.places.path(self.item.files[index].path)
+        with contextlib.suppress(OSError), open(path, "rb", buffering=0) as opened:
+            own = self.linked or os.fstat(opened.fileno()).st_nlink == 1
+            # whatever size the file has: over MPI, files grow as blocks come
+            return own and hash_of(opened.fileno(), offset) == noted[1]
         return False
 
     def _make_tree(self) -> None:
+        self._reserve_until = time.monotonic() + RESERVE_SECONDS
         for path, _ in self.item.directories:
             where = self.places.path(path)
             os.makedirs(where, 0o700, exist_ok=True)
@@ -152,7 +161,7 @@ class Store:
 
     def _make_file(self, file: File) -> None:
         """Give a file its size: what cannot be had is known before it is needed."""
-        handle = os.open(self.places.path(file.path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = open_to_write(self.places.path(file.path), os.O_CREAT)
         try:
             os.ftruncate(handle, file.size)
             if file.size:
@@ -160,10 +169,13 @@ class Store:
         finally:
             os.close(handle)
 
-    @staticmethod
-    def _reserve(handle: int, file: File) -> None:
+    def _reserve(self, handle: int, file: File) -> None:
+        """Reserve room, where that is quick: a file system in memory takes page by page, as long as writing does."""
         try:
-            os.posix_fallocate(handle, 0, file.size)
+            for offset in range(0, file.size, STEP):
+                if time.monotonic() > self._reserve_until:
+                    return
+                os.posix_fallocate(handle, offset, min(STEP, file.size - offset))
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # then writing will tell
                 raise OSError(error.errno, error.strerror, file.path) from None
@@ -224,8 +236,7 @@ class Store:
 
     def _put(self, file: File, offset: int, data: memoryview) -> None:
         small = file.size <= SMALL
-        flags = os.O_WRONLY | os.O_CLOEXEC | (os.O_CREAT if small else 0)
-        handle = os.open(self.places.path(file.path), flags, 0o600)
+        handle = open_to_write(self.places.path(file.path), os.O_CREAT if small else 0)
         try:
             while len(data):
                 count = os.pwrite(handle, data, offset)
@@ -258,8 +269,7 @@ class Store:
         """
         self.closed = True
         for file in self.item.files:
-            if file.size > SMALL or not file.size:
-                self._dress(self.places.path(file.path), file)
+            self._complete(file)
         with open(self.places.part_manifest, "wb") as written:
             written.write(manifest(self.item, self._hashes))
         os.unlink(self.places.log)
@@ -271,6 +281,10 @@ class Store:
             raise StoreError(f"{shown(self.places.destination)}: {FOREIGN}")
         self._rename()
         self._close()
+
+    def _complete(self, file: File) -> None:
+        if file.size > SMALL or not file.size:  # small ones have their mode since they were written
+            self._dress(self.places.path(file.path), file)
 
     def _rename(self) -> None:
         if self.item.is_file:  # the manifest first: without its file it says nothing
