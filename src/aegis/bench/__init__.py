@@ -1,0 +1,1 @@
+"""Measures servers: loads, their prompts, and what the requests say about latency and throughput."""

@@ -1,0 +1,296 @@
+"""The journal of a run: what makes the output exactly once, whatever is killed, at any byte.
+
+A head, then one record per finished row, with a checksum. A record counts when it is whole. So what a crash tore is cut off when the journal is opened again, and its
+row is done once more; nothing is ever found twice, for of a row's records the last one counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from array import array
+from collections import deque
+from threading import Lock
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from aegis.errors import AegisError, ConfigError, SiteError
+from aegis.files import write_atomically
+from aegis.mapper.records import FORMAT, Head, Record, decode, decode_head, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+    from typing import Self
+
+MISSING: Final = -1
+BUFFER_BYTES: Final = 1 << 20
+NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def journal_of(output: Path) -> Path:
+    """Return where the journal of an output lies."""
+    return output.with_name(f"{output.name}.journal")
+
+
+class Journal:
+    """The journal of one output, open for one run; other runs are kept out by a lock.
+
+    `append` is for one thread, `commit` and `close` for any.
+
+    Args:
+        output: what the run writes in the end.
+        rows: how many rows the input has.
+        asked: names and values that tell this run from others.
+        retry_failed: do the rows again that failed.
+
+    Raises:
+        ConfigError: the output belongs to a run that was asked for something else, or to none.
+        SiteError: another run works on it now, or the file system refuses.
+    """
+
+    def __init__(
+        self, output: Path, rows: int, asked: Mapping[str, str], *, retry_failed: bool = False
+    ) -> None:
+        self.output, self.path = output, journal_of(output)
+        self._head = Head(FORMAT, rows, dict(asked))
+        self._index = array("q", [MISSING]) * rows  # offset * 2, and 1 where the row failed
+        self._pending: deque[bytes] = deque()
+        self._end = self._committed = 0  # bytes of the file: with what waits, and without
+        self._writing = Lock()
+        self._broken: AegisError | None = None
+        self.done = self.failed = self.damaged = 0
+        if output.exists() and not self.path.exists():
+            raise self._foreign()
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise self._error(error) from None
+        try:
+            self._lock()
+            self.finished = self._open(retry_failed=retry_failed)
+        except OSError as error:
+            os.close(self._file)
+            raise self._error(error) from None
+        except AegisError:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __contains__(self, position: int) -> bool:
+        return self.finished or self._index[position] != MISSING
+
+    @property
+    def rows(self) -> int:
+        """Rows of the input."""
+        return self._head.rows
+
+    @property
+    def left(self) -> int:
+        """Rows that are not done."""
+        return self.rows - self.done
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait for a commit."""
+        return self._end - self._committed
+
+    def append(self, position: int, line: bytes, *, failed: bool) -> None:
+        """Take the line of a row; it is safe from the end of this process after the next commit."""
+        if position in self:
+            raise ValueError(f"row {position} is done already")
+        record = encode(Record(position, failed, line))
+        self._index[position] = self._end << 1 | failed
+        self._end += len(record)
+        self._pending.append(record)
+        self.done += 1
+        self.failed += failed
+
+    def commit(self, *, sync: bool) -> None:
+        """Write what was appended; with `sync`, onto the disk.
+
+        Raises:
+            AegisError: it cannot be written. The journal is then closed to writing, and every whole record
+                in it counts when the same command is run again.
+        """
+        with self._writing:
+            if self._broken:
+                raise self._broken
+            data = b"".join([self._pending.popleft() for _ in range(len(self._pending))])
+            try:
+                _write_all(self._file, data)
+                if sync:
+                    os.fsync(self._file)
+            except OSError as error:
+                self._broken = self._error(error)
+                raise self._broken from None
+            self._committed += len(data)
+
+    def assemble(self) -> None:
+        """Write the output, in the order of the input, by a file beside it and a rename; forget what is not needed.
+
+        The records stay where rows failed, for these may be tried again.
+
+        Raises:
+            AegisError: it cannot be written, or a record was damaged since; nothing is lost.
+        """
+        if self.finished:
+            return
+        self.commit(sync=True)
+        part = self.output.with_name(f".{self.output.name}.part")  # one name, so that no crash leaves several
+        try:
+            with part.open("wb", buffering=BUFFER_BYTES) as file:
+                file.writelines(self._lines())
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.output)
+            _sync_directory(self.output.parent)
+            if not self.failed:
+                write_atomically(self.path, msgspec.structs.replace(self._head, done=True).line())
+                self.finished = True
+        except OSError as error:
+            raise self._error(error) from None
+        finally:
+            part.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the file and its lock; what was not committed is forgotten."""
+        with self._writing:
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
+
+    def _lines(self) -> Iterator[bytes]:
+        with self.path.open("rb", buffering=BUFFER_BYTES) as file:
+            for position, entry in enumerate(self._index):
+                file.seek(entry >> 1)
+                record = decode(file.readline())
+                if record is None or record.position != position:
+                    raise AegisError(
+                        f"{self.path}: the record of row {position + 1} was damaged since it was written",
+                        hint="run the same command again: that row is done once more",
+                    )
+                yield record.line
+                yield b"\n"
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SiteError(
+                f"another run works on {self.output}", hint="wait for it, or write to another file"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+
+    def _open(self, *, retry_failed: bool) -> bool:
+        """Read what is there; return whether the run was finished before."""
+        with open(self._file, "rb", buffering=BUFFER_BYTES, closefd=False) as file:
+            first = file.readline()
+            torn = not first.endswith(b"\n") and self._head.line().startswith(first)
+            if torn and self.output.exists():
+                raise self._foreign()
+            if torn or self._abandoned(first):
+                self._begin()
+                return False
+            self._check(first)
+            if decode_head(first).done:
+                self.done = self.rows
+                return True
+            self._scan(file, len(first))
+        self._count(retry_failed=retry_failed)
+        return False
+
+    def _abandoned(self, first: bytes) -> bool:
+        """Tell whether the run was finished and its output taken away, so that it is meant to be done again."""
+        try:
+            return decode_head(first).done and not self.output.exists()
+        except ValueError:
+            return False
+
+    def _begin(self) -> None:
+        """Start anew: the head is all there is."""
+        head = self._head.line()
+        os.ftruncate(self._file, 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        _write_all(self._file, head)
+        os.fsync(self._file)
+        _sync_directory(self.path.parent)
+        self._end = self._committed = len(head)
+
+    def _check(self, first: bytes) -> None:
+        try:
+            head = decode_head(first)
+        except ValueError:
+            raise ConfigError(
+                f"{self.path} is no journal of aegis map", hint="remove it, or write to another file"
+            ) from None
+        names = sorted(head.asked.keys() | self._head.asked.keys())
+        differ = [name for name in names if head.asked.get(name) != self._head.asked.get(name)]
+        if head.rows != self.rows and not differ:
+            differ = ["number of rows"]
+        if differ:
+            raise ConfigError(
+                f"{self.output} was begun with another {', another '.join(differ)}",
+                hint="continue with what it was begun with, or write to another file; "
+                f"to start over, remove {self.path.name} and the output",
+            )
+
+    def _scan(self, file: Iterator[bytes], end: int) -> None:
+        """Note every whole record, and cut off what follows the last one."""
+        offset, damaged = end, 0
+        for line in file:
+            record = decode(line)
+            if record is None or not 0 <= record.position < self.rows:
+                damaged += 1  # a crash of the node may leave holes; their rows are done again
+            else:
+                self._index[record.position] = offset << 1 | record.failed
+                end, self.damaged = offset + len(line), damaged
+            offset += len(line)
+        os.ftruncate(self._file, end)
+        os.lseek(self._file, end, os.SEEK_SET)
+        self._end = self._committed = end
+
+    def _count(self, *, retry_failed: bool) -> None:
+        for position, entry in enumerate(self._index):
+            if entry == MISSING:
+                continue
+            if entry & 1 and retry_failed:
+                self._index[position] = MISSING
+                continue
+            self.done += 1
+            self.failed += entry & 1
+
+    def _foreign(self) -> ConfigError:
+        return ConfigError(f"{self.output} is there already", hint="remove it, or write to another file")
+
+    def _error(self, error: OSError) -> AegisError:
+        if error.errno in FULL:
+            return AegisError(
+                f"{self.output.parent} is full: {error.strerror}",
+                hint="nothing that was written is lost: make room and run the same command to continue",
+            )
+        return SiteError(f"{error.filename or self.path} cannot be used: {error.strerror or error}")
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
