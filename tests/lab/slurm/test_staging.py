@@ -211,15 +211,12 @@ def test_an_environment_is_served_from_each_node_and_made_to_fit_it_once(
     fleet.aegis("shutdown", handle)
 
 
-@pytest.mark.parametrize("stager", ["tcp", "mpi"])
-def test_small_models_serve_while_large_ones_are_on_their_way(
-    fleet: Fleet, keys: Callable[..., Any], stager: str
-) -> None:
+def test_small_models_serve_while_large_ones_are_on_their_way(fleet: Fleet, keys: Callable[..., Any]) -> None:
     sources = {
         "large": make_entry(fleet.work, 40_000_000, "large"),
         "name": fleet.work / "shared disk" / "models--org--name",
     }
-    file = fleet.deployment(**keys(stager=stager))
+    file = fleet.deployment(**keys(stager="tcp"))
     wanted = yaml.safe_load((fleet.work / file).read_text())
     shared = {
         key: wanted.pop(key)
@@ -260,12 +257,11 @@ def test_a_node_that_crashes_while_it_is_staged_to_is_given_up(
     fleet.aegis("shutdown", handle)
 
 
-@pytest.mark.parametrize("stager", ["tcp", "mpi"])
 def test_a_shutdown_ends_the_staging_and_the_next_run_goes_on_from_there(
-    fleet: Fleet, keys: Callable[..., Any], stager: str
+    fleet: Fleet, keys: Callable[..., Any]
 ) -> None:
     source = make_entry(fleet.work, 80_000_000, "large")
-    wanted = keys(model="org/large", model_source=str(source), stager=stager)
+    wanted = keys(model="org/large", model_source=str(source), stager="tcp")
     with slow(fleet, *NODES):
         handle = fleet.submit(**wanted)
         wait_until(lambda: blocks_on(fleet, "node1") > 2)
