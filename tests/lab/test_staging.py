@@ -52,7 +52,7 @@ def test_servers_load_what_was_staged_and_the_next_launch_finds_it(
     assert chat(first.endpoints[0], "org/name")["choices"]
     assert loaded(lab) == [str(snapshot(lab))] * 2
     assert "staging 19.1 MiB to 1 node (copy: one machine)" in first.log
-    assert "staged 19.1 MiB to 1 of 1 nodes in" in first.log
+    wait_until(lambda: "staged 19.1 MiB to 1 of 1 nodes in" in first.log)
     lab.aegis("shutdown", first.handle)
     second = lab.submit(**keys())
     assert chat(second.endpoints[0], "org/name")["choices"]
@@ -85,7 +85,7 @@ def test_through_ssh(lab: Lab, keys: Callable[..., Any], ssh: Path) -> None:
     endpoints = wait_until(lambda: lab.output(process).out).split()
     assert {endpoint.rpartition(":")[0] for endpoint in endpoints} == set(NODES)
     assert "(tcp: ssh starts no MPI programs)" in lab.output(process).err
-    assert "staged 19.1 MiB to 2 of 2 nodes" in lab.output(process).err
+    wait_until(lambda: "staged 19.1 MiB to 2 of 2 nodes" in lab.output(process).err)
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing())

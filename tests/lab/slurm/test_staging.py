@@ -211,12 +211,15 @@ def test_an_environment_is_served_from_each_node_and_made_to_fit_it_once(
     fleet.aegis("shutdown", handle)
 
 
-def test_small_models_serve_while_large_ones_are_on_their_way(fleet: Fleet, keys: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("stager", ["tcp", "mpi"])
+def test_small_models_serve_while_large_ones_are_on_their_way(
+    fleet: Fleet, keys: Callable[..., Any], stager: str
+) -> None:
     sources = {
         "large": make_entry(fleet.work, 40_000_000, "large"),
         "name": fleet.work / "shared disk" / "models--org--name",
     }
-    file = fleet.deployment(**keys(stager="tcp"))
+    file = fleet.deployment(**keys(stager=stager))
     wanted = yaml.safe_load((fleet.work / file).read_text())
     shared = {
         key: wanted.pop(key)
@@ -234,8 +237,9 @@ def test_small_models_serve_while_large_ones_are_on_their_way(fleet: Fleet, keys
         wait_until(lambda: fleet.services(handle) == there)
         assert "staged " not in log_of(fleet, handle)
     wait_until(lambda: fleet.services(handle) == dict.fromkeys(there, "healthy"))
+    wait_until(lambda: "staged 57.2 MiB to 2 of 2 nodes" in log_of(fleet, handle))
     log = log_of(fleet, handle)
-    assert log.index("name-0 healthy") < log.index("staged 57.2 MiB to 2 of 2 nodes")
+    assert log.index("name-0 healthy") < log.index("staged 57.2 MiB")
     fleet.aegis("shutdown", handle)
 
 
@@ -260,7 +264,7 @@ def test_a_node_that_crashes_while_it_is_staged_to_is_given_up(
 def test_a_shutdown_ends_the_staging_and_the_next_run_goes_on_from_there(
     fleet: Fleet, keys: Callable[..., Any]
 ) -> None:
-    source = make_entry(fleet.work, 80_000_000, "large")
+    source = make_entry(fleet.work, 160_000_000, "large")
     wanted = keys(model="org/large", model_source=str(source), stager="tcp")
     with slow(fleet, *NODES):
         handle = fleet.submit(**wanted)
@@ -275,7 +279,7 @@ def test_a_shutdown_ends_the_staging_and_the_next_run_goes_on_from_there(
     assert not list(fleet.work.rglob(".staging-*"))
     assert blocks_on(fleet, "node1") > 2
     rest = stage(fleet, fleet.deployment(**wanted))
-    assert rest["nodes"]["node1"]["bytes"] < 80_000_000 - BLOCK
+    assert rest["nodes"]["node1"]["bytes"] < 160_000_000 - BLOCK
 
 
 def test_a_node_without_room_is_given_up_and_the_other_serves(fleet: Fleet, keys: Callable[..., Any]) -> None:
