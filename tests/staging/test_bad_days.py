@@ -25,6 +25,7 @@ from aegis.staging.node.items import parse
 from aegis.staging.node.places import places_of
 from aegis.staging.scan import scan
 
+from .ranks import ranks_of
 from .tcp_site import Run, Site, until
 
 if TYPE_CHECKING:
@@ -253,23 +254,6 @@ def start_copy(site: Ground, item: Item, prefix: Sequence[str], way: str, at: in
         return Outcome(int(not done), {"here": error}, read)
 
     return Going(hold, go_on, process.kill, end)
-
-
-def ranks_of(launcher: int) -> list[int]:
-    """Return the processes of the MPI program below a launcher."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    below = [launcher]
-    for parent in below:
-        below += [pid for pid, its in parents.items() if its == parent]
-    found = []
-    for pid in below:
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/exe").resolve().name == "bcast":
-                found.append(pid)
-    return sorted(found)
 
 
 def fill(source: Path, blocks: int = BLOCKS) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -24,6 +23,8 @@ from aegis.staging.mpi import Compiler, MpiLauncher, OverMpi
 from aegis.staging.node import check, items
 from aegis.staging.node.places import places_of
 from aegis.staging.scan import scan
+
+from .ranks import ranks_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -256,18 +257,6 @@ def test_a_killed_rank_ends_the_run_and_the_next_one_resumes(bench: Bench) -> No
     assert second.code == 0
     assert second.bytes_read <= 5 * BLOCK
     assert picture(bench.there(1)) == picture(bench.there(0)) == picture(bench.source)
-
-
-def ranks_of(launcher: int) -> list[int]:
-    """Return the processes of the program below a launcher."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    below = [launcher]
-    for parent in below:
-        below += [pid for pid, its in parents.items() if its == parent]
-    return sorted(pid for pid in below if Path(f"/proc/{pid}/exe").resolve().name == "bcast")
 
 
 @lab
@@ -566,6 +555,20 @@ def test_whatever_a_launcher_says_is_told(said: bytes) -> None:
     assert mpi.death(1, said)
 
 
+def over_stand_in(folder: Path, body: str) -> OverMpi:
+    """Return the stager with a srun that is a shell script."""
+    tool = folder / "bin" / "srun"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\n{body}\n")
+    tool.chmod(0o755)
+    return OverMpi(
+        shared=folder / "shared",
+        launcher=MpiLauncher(kind="srun"),
+        environ={"PATH": f"{tool.parent}:{os.environ['PATH']}"},
+        program=folder / "bcast",
+    )
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -576,16 +579,7 @@ def test_whatever_a_launcher_says_is_told(said: bytes) -> None:
     ],
 )
 def test_a_program_that_ends_early_is_an_error(tmp_path: Path, body: str, message: str) -> None:
-    tool = tmp_path / "bin" / "srun"
-    tool.parent.mkdir()
-    tool.write_text(f"#!/bin/sh\n{body}\n")
-    tool.chmod(0o755)
-    over = OverMpi(
-        shared=tmp_path / "shared",
-        launcher=MpiLauncher(kind="srun"),
-        environ={"PATH": f"{tool.parent}:{os.environ['PATH']}"},
-        program=tmp_path / "bcast",
-    )
+    over = over_stand_in(tmp_path, body)
     with pytest.raises(AegisError, match=message):
         over.run([], ["node7"], "stage", lambda _: None)
     assert not list((tmp_path / "shared").iterdir())
@@ -603,16 +597,7 @@ def test_a_world_that_is_smaller_than_the_job_is_refused(program: Path, tmp_path
 
 
 def test_a_program_that_hangs_after_all_is_decided_is_ended(tmp_path: Path) -> None:
-    tool = tmp_path / "bin" / "srun"
-    tool.parent.mkdir()
-    tool.write_text('#!/bin/sh\necho \'{"event":"done","seconds":1}\'; exec sleep 60\n')
-    tool.chmod(0o755)
-    over = OverMpi(
-        shared=tmp_path / "shared",
-        launcher=MpiLauncher(kind="srun"),
-        environ={"PATH": f"{tool.parent}:{os.environ['PATH']}"},
-        program=tmp_path / "bcast",
-    )
+    over = over_stand_in(tmp_path, 'echo \'{"event":"done","seconds":1}\'; exec sleep 60')
     began = time.monotonic()
     over.run([], ["node7"], "stage", lambda _: None)
     assert time.monotonic() - began < 30

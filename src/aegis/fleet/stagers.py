@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 # One connection over several network cards: MPICH, and Intel's and HPE's libraries made from it, which use one otherwise
 MANY_NICS: Final = {"MPIR_CVAR_CH4_OFI_ENABLE_MULTI_NIC_STRIPING": "1", "MPIR_CVAR_CH4_OFI_MAX_NICS": "4"}
-ASK_SECONDS: Final = 30.0  # for Slurm to answer
 
 
 def facts_of(ground: Ground, deployment: Deployment, environ: Mapping[str, str]) -> Facts:
@@ -113,18 +111,8 @@ def _kind_of_mpi(launcher: str, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _says_nothing_of_mpi(environ: Mapping[str, str]) -> bool:
-    try:
-        done = subprocess.run(
-            ["scontrol", "show", "config"],
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=ASK_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return re.search(rb"^MpiDefault\s*= none$", done.stdout, re.MULTILINE) is not None
+    settings = mpi.answer(["scontrol", "show", "config"], environ)
+    return re.search(r"^MpiDefault\s*= none$", settings, re.MULTILINE) is not None
 
 
 def _over_tcp(ground: Ground, deployment: Deployment, environ: Mapping[str, str]) -> OverTcp:

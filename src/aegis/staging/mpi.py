@@ -110,7 +110,7 @@ def find_compiler(environ: Mapping[str, str]) -> Compiler:
     path = shutil.which(name, path=environ.get("PATH"))
     if path is None:
         raise SiteError(f"no MPI compiler: {name} is not on PATH", hint=MODULE_HINT)
-    words = [_answer([path, option], environ) for option in ("--version", "-show")]
+    words = [answer([path, option], environ) for option in ("--version", "-show")]
     if not any(words):
         raise SiteError(f"{path} does not answer to --version", hint=MODULE_HINT)
     return Compiler(path, "\n".join(words))
@@ -127,7 +127,8 @@ def _default_cache(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "/")) / ".cache") / "aegis"
 
 
-def _answer(argv: list[str], environ: Mapping[str, str]) -> str:
+def answer(argv: list[str], environ: Mapping[str, str]) -> str:
+    """Return what a short question to a program of the site prints; "" where it fails or takes too long."""
     try:
         done = subprocess.run(
             argv,
