@@ -39,23 +39,28 @@ CHUNK_BYTES = 1 << 30  # of a rank of the broadcast
 ROOM = 1.5  # times what is needed that must be free: memory that runs out ends somebody's process
 
 
-def make_trees(folder: Path, scale: float) -> dict[str, Path]:
-    """Write the sources; data is random, but not all of it is different."""
+def make_large(tree: Path, scale: float) -> None:
+    """Write the large files; data is random, but not all of it is different."""
     data = os.urandom(32 << 20)
-    large, small = folder / "large", folder / "small"
-    large.mkdir()
     for number in range(4):
-        with (large / f"{number}").open("wb") as file:
+        with (tree / f"{number}").open("wb") as file:
             left = int(500e6 * scale)
             while left:
                 left -= file.write(data[number * 4096 : number * 4096 + min(left, 16 << 20)])
+
+
+def make_small(tree: Path, scale: float) -> None:
+    """Write the many files."""
+    data = os.urandom(32 << 20)
     for number in range(int(20_000 * scale)):
-        place = small / f"{number // 1000}" / f"{number}"
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place = tree / f"{number // 1000}" / f"{number}"
+        place.parent.mkdir(exist_ok=True)
         place.write_bytes(data[number * 1024 : number * 1024 + 4096])
     for number in range(int(400 * scale)):
-        (small / f"file{number}").write_bytes(data[number * 4096 : number * 4096 + 5_000_000])
-    return {LARGE: large, SMALL: small}
+        (tree / f"file{number}").write_bytes(data[number * 4096 : number * 4096 + 5_000_000])
+
+
+TREES = {LARGE: make_large, SMALL: make_small}
 
 
 def compiled(folder: Path, name: str, compiler: str) -> str:
@@ -135,7 +140,10 @@ def main() -> int:
         print(
             f"{'':28} ranks   aegis      tar       broadcast    copies     (seconds; times faster; of the limit)"
         )
-        for tree, source in make_trees(folder, asked.scale).items():
+        for tree, make in TREES.items():
+            source = folder / "tree"
+            source.mkdir()
+            make(source, asked.scale)
             for ranks in asked.ranks:
                 if not fits(source, ranks):
                     print(f"{tree:28} {ranks:5}  too little memory: try --scale {asked.scale / 2:g}")
@@ -153,6 +161,7 @@ def main() -> int:
                     missed.append(f"{tree}: not {FASTER[tree]:g} times as fast as the broadcast at 2 ranks")
                 if took[COPIES] / ours < OF_LIMIT:
                     missed.append(f"{tree}: below {OF_LIMIT:.0%} of the limit at {ranks} ranks")
+            shutil.rmtree(source)
     print("\n".join(missed) or "all goals are met")
     return bool(missed)
 

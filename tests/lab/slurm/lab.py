@@ -151,12 +151,19 @@ class SlurmLab:
 
     def expire(self, job: str) -> None:
         """Let a running job's walltime end now; Slurm looks every 30 s."""
+        self._update(job, "EndTime=now")
+
+    def begin(self, job: str, at: str = "now") -> None:
+        """Let a job that waits for its time begin."""
+        self._update(job, f"StartTime={at}")
+
+    def _update(self, job: str, field: str) -> None:
+        """Change a job as soon as Slurm takes it: not in its first second, nor while accounting is told of it."""
 
         def accepted() -> bool:
-            # refused while the job counts as begun in this very second
-            return self.run("scontrol", "update", f"jobid={job}", "EndTime=now", code=None).code == 0
+            return self.run("scontrol", "update", f"jobid={job}", field, code=None).code == 0
 
-        wait_until(accepted, f"Slurm takes a new end of job {job}")
+        wait_until(accepted, f"Slurm takes {field} of job {job}")
 
     def settle(self) -> None:
         """End what a test has left, and have all nodes idle."""

@@ -149,7 +149,7 @@ def test_the_loss_of_the_first_node_puts_the_job_back(fleet: Fleet, slurm: Slurm
     view = fleet.wait_for(handle, "PENDING", "", 60)
     assert view["restarts"] == 1 or view["reason"]
     number = handle.removeprefix("slurm://")
-    slurm.run("scontrol", "update", f"jobid={number}", "StartTime=now", code=None)
+    slurm.begin(number)
     again = fleet.wait_for(handle, "READY", "", 180)
     assert again["restarts"] == 1
     assert not again["base_url"].startswith(f"http://{node}:")
@@ -177,7 +177,7 @@ def test_waiting_survives_a_controller_that_is_away(fleet: Fleet, slurm: SlurmLa
         waiting = pool.submit(fleet.aegis, "wait", handle, "--for", "ready", timeout=150)
         with slurm.without_controller():
             fleet.view(handle)
-        slurm.run("scontrol", "update", f"jobid={handle.removeprefix('slurm://')}", "StartTime=now")
+        slurm.begin(handle.removeprefix("slurm://"))
         done = waiting.result()
     assert fleet.answers(done.out.strip())
     fleet.aegis("shutdown", handle)
@@ -188,7 +188,7 @@ def test_requeue(fleet: Fleet, slurm: SlurmLab) -> None:
     number = handle.removeprefix("slurm://")
     slurm.run("scontrol", "requeue", number)
     wait_until(lambda: fleet.view(handle)["model_status"] == "PENDING", "back in the queue")
-    slurm.run("scontrol", "update", f"jobid={number}", "StartTime=now+3")  # a node takes no job back at once
+    slurm.begin(number, "now+3")  # a node takes no job back at once
     view = fleet.wait_for(handle, "READY", "", 120)
     assert view["restarts"] == 1
     assert fleet.answers(view["base_url"].removeprefix("http://").removesuffix("/v1"))

@@ -276,7 +276,7 @@ def test_a_requeued_job_is_the_same_job_again(alice: User, slurm: SlurmLab) -> N
     waiting = alice.wait_for(handle, "PENDING")
     assert waiting.restarts == 1
     alice.wait_for(handle, "PENDING", "waits for its start time (BeginTime)")
-    slurm.run("scontrol", "update", f"jobid={number}", "StartTime=now+3")  # its node forgets the first run
+    slurm.begin(number, "now+3")  # its node forgets the first run
     assert alice.wait_for(handle, "LAUNCHING").restarts == 1
     alice.wait_begun(handle)
     assert alice.run("cat", alice.slurm.logs(handle).out).out == "run\nrun\n"
