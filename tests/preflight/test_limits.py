@@ -43,6 +43,13 @@ def test_every_missing_key_is_told() -> None:
     assert all(each.certain for each in found)
 
 
+def test_a_copy_is_for_one_machine() -> None:
+    said = "!--stager: a copy is for one machine, and this job has 2 nodes"
+    assert [each.partition(" (")[0] for each in on("aurora", 2, stager="copy", **GIVEN)] == [said]
+    assert on("aurora", 1, stager="copy", **GIVEN) == []
+    assert on("aurora", 2, stager="copy", skip_staging=True, **GIVEN) == []
+
+
 @pytest.mark.parametrize("directive", ["-A science", "--account=science"])
 def test_a_directive_gives_a_key_too(directive: str) -> None:
     assert on("frontier", 1, directives=[directive]) == []

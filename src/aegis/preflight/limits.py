@@ -30,7 +30,7 @@ def limits(resolved: Resolved, nodes: int) -> list[Finding]:
     deployment, platform = resolved.deployment, resolved.platform
     if deployment.scheduler not in (None, platform.scheduler) or platform.scheduler == "local":
         return []
-    return [*_required(resolved), *_queues(resolved, nodes)]
+    return [*_required(resolved), *_queues(resolved, nodes), *_stager(resolved, nodes)]
 
 
 def _required(resolved: Resolved) -> Iterator[Finding]:
@@ -42,6 +42,13 @@ def _required(resolved: Resolved) -> Iterator[Finding]:
         flag = f"--{key.replace('_', '-')}"
         said = f"{resolved.platform.name} takes no job without `{key}`"
         yield Finding(Problem(flag, said, f"give {flag}, or `{key}:` in the deployment file"), certain=True)
+
+
+def _stager(resolved: Resolved, nodes: int) -> Iterator[Finding]:
+    if nodes > 1 and resolved.deployment.stager == "copy" and not resolved.deployment.skip_staging:
+        said = f"a copy is for one machine, and this job has {nodes} nodes"
+        hint = "leave it out: mpi or tcp is taken, whichever works there"
+        yield Finding(Problem(place_of(resolved, "stager"), said, hint), certain=True)
 
 
 def _queues(resolved: Resolved, nodes: int) -> Iterator[Finding]:
