@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -12,6 +13,8 @@ SSH: Final = (
     *("-oBatchMode=yes", "-oConnectTimeout=30"),
     *("-oServerAliveInterval=15", "-oServerAliveCountMax=4"),
 )
+MOST_APART: Final = 512  # nodes that may get an srun each, where one for all does not start
+REFUSED: Final = re.compile(r"^srun: error: (Application launch failed|Unable to create step)", re.MULTILINE)
 # Of the job, but not of this step: with any of them a step gets a part of what the job has on a node.
 NOT_OF_THE_STEP: Final = (
     *("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_EXACT"),
@@ -41,6 +44,17 @@ def step_words(
         *end,
         *([f"--het-group={group}"] if group else []),
     ]
+
+
+def one_node_was_refused(launcher: str, nodes: int, said: str) -> bool:
+    """Tell whether a step has ended on all of its nodes because srun could not start it on one of them.
+
+    Args:
+        launcher: `srun` or another.
+        nodes: of the step.
+        said: what it has written to standard error.
+    """
+    return launcher == "srun" and 1 < nodes <= MOST_APART and REFUSED.search(said) is not None
 
 
 def step_environment(environ: Mapping[str, str]) -> dict[str, str]:

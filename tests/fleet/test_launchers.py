@@ -29,6 +29,22 @@ exit "${CODE:-0}"
 """
 
 
+# Refuses two nodes, and n2 alone; on n1 it goes on until it is asked to end, as srun passes that on
+REFUSES = """#!/bin/bash
+case " $* " in
+  *" --nodes=2 "*) echo "srun: error: Application launch failed: Communication failure" >&2; exit 1 ;;
+  *" --nodelist=n2.site "*) echo "srun: error: Unable to create step for job 1" >&2; exit 1 ;;
+esac
+trap 'touch "$0.asked"; exit 0' USR1
+touch "$0.began"
+while :; do sleep 0.05; done
+"""
+
+
+def reached(node: str, command: list[str]) -> list[str]:
+    return ["ssh", node, *command]
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     return RunDir.make(tmp_path / "logs" / "it's m.17 $(touch X)")
@@ -130,7 +146,7 @@ def test_an_agent_that_ended_by_itself_is_not_started_again(
     code: int, run: RunDir, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CODE", str(code))
-    agents = Each(run, HOSTS[:1], sys.executable, ())
+    agents = Each(run, HOSTS[:1], sys.executable, reached)
     agents.start()
     wait_until(lambda: not agents.running)
     assert agents.check() == []
@@ -140,7 +156,7 @@ def test_an_agent_that_dies_is_started_again_a_few_times(
     run: RunDir, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CODE", "255")  # what ssh says of a lost connection
-    agents = Each(run, HOSTS[:1], sys.executable, ())
+    agents = Each(run, HOSTS[:1], sys.executable, reached)
     agents.start()
     said: list[str] = []
 
@@ -154,4 +170,35 @@ def test_an_agent_that_dies_is_started_again_a_few_times(
         *["the agent of node n1.site ended (code 255): started again"] * 3,
         "the agent of node n1.site ended 4 times (code 255): given up",
     ]
+    assert agents.check() == []
+
+
+def test_a_node_that_srun_cannot_reach_costs_its_own_agent_alone(run: RunDir, programs: Path) -> None:
+    (programs / "srun").write_text(REFUSES)
+    agents = together(run, "srun")
+    agents.start()
+    said: list[str] = []
+
+    def apart() -> bool:
+        assert agents.running
+        said.extend(agents.check())
+        return (programs / "srun.began").exists()
+
+    wait_until(apart)
+    assert said == [
+        "srun cannot start the agent of some node, and so ended all: each node gets an srun of its own"
+    ]
+    assert agents.running
+    agents.stop()
+    assert (programs / "srun.asked").exists()
+    assert agents.apart
+    assert all(each.poll() is not None for each in agents.apart.processes.values())
+
+
+def test_what_an_earlier_run_was_refused_counts_no_more(run: RunDir, programs: Path) -> None:
+    run.nodes.mkdir(parents=True, exist_ok=True)
+    (run.nodes / "launcher.log").write_text("srun: error: Application launch failed: of another day\n")
+    agents = together(run, "srun")
+    agents.start()
+    wait_until(lambda: not agents.running)
     assert agents.check() == []

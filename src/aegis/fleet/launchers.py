@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
 
 from aegis.fleet.services import log_of, stop_all, tied
 from aegis.schedulers.base import GROUP_VARIABLE
-from aegis.step import SSH, step_environment, step_words
+from aegis.step import SSH, one_node_was_refused, step_environment, step_words
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from aegis.fleet.nodes import Host
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 AGENT_RESTARTS = 3
 ENDED_BY_ITSELF = (0, 1)  # told to stop, or every instance given up; anything else is a death
+LAUNCHER: Final = "launcher"  # the name of its log
 
 
 class Agents(Protocol):
@@ -47,15 +50,29 @@ class Agents(Protocol):
 
 
 class Each:
-    """An agent process per node, started from here: on this machine, or through ssh."""
+    """An agent process per node, started from here: on this machine, or by a command that reaches the node.
+
+    Args:
+        run: the run directory.
+        hosts: the nodes.
+        python: that runs the agents.
+        reach: returns the command that runs a command on a node; None: all nodes are this machine.
+        environ: of those commands; None: that of this process.
+    """
 
     def __init__(
-        self, run: RunDir, hosts: Sequence[Host], python: str, ssh: Sequence[str] | None = None
+        self,
+        run: RunDir,
+        hosts: Sequence[Host],
+        python: str,
+        reach: Callable[[str, list[str]], list[str]] | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.run = run
         self.hosts = hosts
         self.python = python
-        self.ssh = ssh  # the site's words for ssh; None: on this machine
+        self.reach = reach
+        self.environ = environ
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.restarts: dict[str, int] = {}
         self.given_up: set[str] = set()
@@ -98,19 +115,26 @@ class Each:
 
     def _start(self, host: Host) -> None:
         command = agent_command(self.run, self.python, host.name, self.folder)
-        if self.ssh is None:
+        if self.reach is None:
             command += ["--parent", str(os.getpid())]
         else:
-            # a terminal, so that the agent is told when the connection breaks
-            command = tied(["ssh", *SSH, *self.ssh, "-tt", "--", host.name, shlex.join(command)])
+            command = tied(self.reach(host.name, command))
         with log_of(self.run, host.name) as log:
             self.processes[host.name] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=self.environ,
             )
 
 
 class Together:
-    """One process of the site's launcher that starts an agent on every node: srun or mpiexec."""
+    """One process of the site's launcher that starts an agent on every node: srun or mpiexec.
+
+    Slurm ends an srun on all of its nodes when it cannot start on one of them. Then each node gets an srun of its own.
+    """
 
     def __init__(
         self, run: RunDir, hosts: Sequence[Host], python: str, platform: Platform, environ: Mapping[str, str]
@@ -119,8 +143,11 @@ class Together:
         self.hosts = hosts
         self.python = python
         self.platform = platform
-        self.environ = environ
+        self.group = environ.get(GROUP_VARIABLE, "")
+        self.environ = step_environment(environ)
         self.process: subprocess.Popen[bytes] | None = None
+        self.apart: Each | None = None
+        self._before = 0  # bytes of the log that an earlier run of the same job wrote
         self.folder: str | None = None
 
     @property
@@ -130,8 +157,7 @@ class Together:
 
     def command(self) -> list[str]:
         """Return the launcher's command; each agent finds its line by its host name."""
-        count, file = len(self.hosts), str(self.host_file)
-        words = step_words(self.platform.launcher, count, file, self.environ.get(GROUP_VARIABLE, ""))
+        words = step_words(self.platform.launcher, len(self.hosts), str(self.host_file), self.group)
         return [*words, *self.platform.launcher_args, *agent_command(self.run, self.python, "", self.folder)]
 
     def start(self) -> None:
@@ -141,38 +167,75 @@ class Together:
             OSError: the file of the nodes cannot be written.
         """
         self.host_file.write_text("".join(f"{host.name}\n" for host in self.hosts))
-        with log_of(self.run, "launcher") as log:
+        with log_of(self.run, LAUNCHER) as log:
+            self._before = log.seek(0, os.SEEK_END)
             self.process = subprocess.Popen(
                 tied(self.command()),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=step_environment(self.environ),
+                env=self.environ,
             )
 
     def check(self) -> list[str]:
-        """Return nothing: the launcher is not started twice, its end ends the launch."""
-        return []
+        """Start an srun for each node where one for all was refused; else its end is the end of the launch."""
+        if self.apart:
+            return self.apart.check()
+        if not self._refused():
+            return []
+        self.apart = Each(self.run, self.hosts, self.python, self._alone, self.environ)
+        self.apart.folder = self.folder
+        self.apart.start()
+        return [
+            "srun cannot start the agent of some node, and so ended all: each node gets an srun of its own"
+        ]
 
     @property
     def running(self) -> bool:
-        """Whether the launcher runs."""
-        return self.process is not None and self.process.poll() is None
+        """Whether the launcher runs, or is about to be started for each node."""
+        if self.apart:
+            return self.apart.running
+        return self.process is not None and (self.process.poll() is None or self._refused())
 
     def stop(self) -> None:
         """End the launcher, and with it every agent."""
-        if self.process is not None:
-            stop_all([self.process])
+        processes = (
+            list(self.apart.processes.values()) if self.apart else [self.process] if self.process else []
+        )
+        # SIGUSR1 is passed on to the agents; at SIGTERM srun kills them, and nobody ends their engines in order
+        stop_all(processes, signal.SIGUSR1 if self.platform.launcher == "srun" else signal.SIGTERM)
+
+    def _alone(self, node: str, command: list[str]) -> list[str]:
+        return [*step_words("srun", 1, node, self.group), *self.platform.launcher_args, *command]
+
+    def _refused(self) -> bool:
+        """Tell whether srun has ended because of one node."""
+        if self.process is None or self.process.poll() is None:
+            return False
+        try:
+            said = (
+                (self.run.nodes / f"{LAUNCHER}.log").read_bytes()[self._before :].decode("utf-8", "replace")
+            )
+        except OSError:
+            return False
+        return one_node_was_refused(self.platform.launcher, len(self.hosts), said)
 
 
 def agents_for(
     platform: Platform, run: RunDir, hosts: Sequence[Host], python: str, environ: Mapping[str, str]
 ) -> Agents:
     """Return how this platform starts its agents."""
-    if platform.launcher in {"local", "ssh"}:
-        return Each(run, hosts, python, platform.launcher_args if platform.launcher == "ssh" else None)
+    if platform.launcher == "local":
+        return Each(run, hosts, python)
+    if platform.launcher == "ssh":
+        return Each(run, hosts, python, partial(_by_ssh, platform.launcher_args))
     return Together(run, hosts, python, platform, environ)
+
+
+def _by_ssh(words: Sequence[str], node: str, command: list[str]) -> list[str]:
+    """Return the command with a terminal, so that the agent is told when the connection breaks."""
+    return ["ssh", *SSH, *words, "-tt", "--", node, shlex.join(command)]
 
 
 def agent_command(run: RunDir, python: str, node: str, folder: str | None = None) -> list[str]:

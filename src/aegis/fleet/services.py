@@ -120,11 +120,11 @@ class RegistryProcess:
         return f"no answer in {REGISTRY_START_SECONDS:.0f} s"
 
 
-def stop_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def stop_all(processes: Sequence[subprocess.Popen[bytes]], number: signal.Signals = signal.SIGTERM) -> None:
     """Ask all processes to end, give them time together, then kill."""
     for process in processes:
         if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
     deadline = time.monotonic() + STOP_SECONDS
     for process in processes:
         try:

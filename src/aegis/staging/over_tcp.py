@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import secrets
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from aegis.staging.events import Done, Listening, NodeResult
 from aegis.staging.listen import at_first, events
 from aegis.staging.listing import encode
 from aegis.staging.runners import narrowed
+from aegis.step import one_node_was_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 LEAVE_SECONDS: Final = 3.0  # for programs on nodes to end by themselves: all is decided
 WATCH_SECONDS: Final = 0.2  # between looks at what started them
-REFUSED: Final = re.compile(r"srun: error: (Application launch failed|Unable to create step)")
-MOST_APART: Final = 512  # nodes with an srun each
 
 
 class OverTcp(Struct, frozen=True, kw_only=True):
@@ -87,10 +85,8 @@ class OverTcp(Struct, frozen=True, kw_only=True):
 
     def _may_be_apart(self, folder: Path, hosts: Sequence[str]) -> bool:
         """Tell whether srun has failed because of one node, which ends its step on all of them: one for each may do better."""
-        launcher = self.launcher
-        if launcher.kind != "srun" or launcher.one_each or not 1 < len(hosts) <= MOST_APART:
-            return False
-        return any(REFUSED.match(line) for line in _lines(folder / "errors.0"))
+        said = "\n".join(_lines(folder / "errors.0"))
+        return not self.launcher.one_each and one_node_was_refused(self.launcher.kind, len(hosts), said)
 
     def _run(
         self, folder: Path, items: Sequence[Item], hosts: Sequence[str], action: Action, tell: Tell

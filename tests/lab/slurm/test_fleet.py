@@ -68,6 +68,11 @@ def test_an_instance_over_two_nodes(fleet: Fleet) -> None:
     fleet.aegis("shutdown", handle)
 
 
+def _log(fleet: Fleet, handle: str) -> str:
+    number = handle.removeprefix("slurm://")
+    return "".join(log.read_text() for log in (fleet.work / "logs").rglob(f"*.{number}.err"))
+
+
 def _expanded(fleet: Fleet, view: dict[str, str]) -> list[str]:
     return fleet.lab.run("scontrol", "show", "hostnames", view["node_list"]).out.split()
 
@@ -140,6 +145,21 @@ def test_the_loss_of_a_node_leaves_the_others(fleet: Fleet, slurm: SlurmLab) -> 
     assert fleet.answers(kept)
     fleet.wait_for(handle, "READY")
     fleet.aegis("shutdown", handle)
+
+
+def test_a_node_that_was_lost_before_its_agent_came_leaves_the_others(fleet: Fleet, slurm: SlurmLab) -> None:
+    slurm.crash("node2")  # Slurm does not know it yet
+    handle = fleet.submit(instances=2, nodelist="node1,node2")
+    wait_until(lambda: "each node gets an srun of its own" in _log(fleet, handle), "srun has ended", 120)
+
+    def one_serves() -> bool:
+        view = fleet.view(handle)
+        url = view["base_url"].removeprefix("http://").removesuffix("/v1")
+        return view["model_status"] == "READY" and view["healthy"] == 1 and fleet.answers(url)
+
+    wait_until(one_serves, "the server of the other node", 60)
+    fleet.aegis("shutdown", handle)
+    fleet.wait_for(handle, "SHUTDOWN")
 
 
 def test_the_loss_of_the_first_node_puts_the_job_back(fleet: Fleet, slurm: SlurmLab) -> None:

@@ -208,7 +208,12 @@ def test_an_environment_is_served_from_each_node_and_made_to_fit_it_once(
     assert program == f"{prefix}/bin/vllm"
     assert not (fleet.work / "local").exists()
     assert "agents start from" not in log_of(fleet, handle)  # they were brought along
+    brought = [on(fleet, node, "bash", "-c", "ls -d /dev/shm/local/aegis-agent-*") for node in NODES]
+    assert all(brought)
     fleet.aegis("shutdown", handle)
+    fleet.wait_for(handle, "SHUTDOWN")
+    for node in NODES:  # they were asked to end, and took that away
+        assert "aegis-agent-" not in on(fleet, node, "ls", "/dev/shm/local")
 
 
 @pytest.mark.parametrize("stager", ["tcp", "mpi"])

@@ -10,7 +10,14 @@ import subprocess
 import sys
 import time
 
-from .processes import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, children_of, prctl, signal_quietly
+from .processes import (
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_PDEATHSIG,
+    STOPPING,
+    children_of,
+    prctl,
+    signal_quietly,
+)
 
 KILLED = 128  # as a shell tells it, apart from 1: all instances given up
 KILL_SECONDS = 10.0  # for what was killed to be gone
@@ -52,7 +59,7 @@ class Guard:
             [sys.executable, "-I", archive, "--worker", str(os.getpid()), *argv],
             pass_fds=[hold.fileno()] if hold else [],
         )
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in STOPPING:
             signal.signal(number, lambda *_: signal_quietly(os.kill, self.worker.pid, signal.SIGTERM))
 
     def run(self) -> int:

@@ -12,7 +12,7 @@ import urllib.parse
 from typing import Any
 
 from .instance import Instance
-from .processes import Wake
+from .processes import STOPPING, Wake
 
 OK = 200
 PUSH_TIMEOUT = 5.0  # seconds
@@ -31,7 +31,7 @@ class Agent:
 
     def run(self) -> int:
         """Work until told to stop; 0 when stopped, 1 when every instance was given up."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in STOPPING:
             signal.signal(number, lambda *_: self._ask_to_stop())
         for instance in self.instances:
             instance.start()

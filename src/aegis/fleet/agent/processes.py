@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import select
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+# Signals that ask an agent to end; the last is what srun passes on to every process of a task: at SIGTERM it kills
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 MARK = "AEGIS_START"  # environment variable by which every process of one start is found
 
 # Runs between fork and exec in the new process: no lock of this process can be held there. argv: parent's pid, CPUs, command
