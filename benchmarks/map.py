@@ -93,7 +93,7 @@ class Fixed:
 def write_rows(path: Path, rows: int) -> Source:
     with path.open("w") as file:
         file.writelines(json.dumps({"text": f"{number} {TEXT}"}) + "\n" for number in range(rows))
-    return Source(path, Template(PROMPT, "chat", {"model": "m", "max_tokens": 100}))
+    return Source((str(path),), Template(PROMPT, "chat", {"model": "m", "max_tokens": 100}))
 
 
 def per_row(began: tuple[float, float], rows: int) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from aegis.api.targets import Target
 from aegis.bench.generator import Generator, worst
-from aegis.bench.load import Outcome, run
+from aegis.bench.load import Load, Outcome
 from aegis.bench.prompts import Lengths, Prompt, Tokens, random_prompts
 from aegis.bench.work import Work, arrivals
 from tests.bench.conftest import Sim, scripted, target_of
@@ -41,7 +41,7 @@ def work(target: Target, count: int = 1, **options: Any) -> Work:
 
 
 def load(target: Target, count: int = 1, *, api_key: str | None = None, **options: Any) -> Outcome:
-    return asyncio.run(run([work(target, count, **options)], api_key=api_key))[0][0]
+    return Load([work(target, count, **options)], api_key).run()[0][0]
 
 
 def answered(*answers: bytes, count: int = 1, closing: bool = False, **options: Any) -> Outcome:
@@ -54,7 +54,7 @@ def answered(*answers: bytes, count: int = 1, closing: bool = False, **options: 
 
     async def measured() -> Outcome:
         async with scripted(answer) as target:
-            return (await run([work(target, count, **options)]))[0][0]
+            return (await asyncio.to_thread(Load([work(target, count, **options)]).run))[0][0]
 
     return asyncio.run(measured())
 
@@ -78,7 +78,7 @@ def test_a_closed_loop_keeps_so_many_on_their_way(sim: Callable[..., Sim], chat:
 
 def test_an_open_loop_does_not_wait_for_slow_answers(sim: Callable[..., Sim]) -> None:
     server = sim("--ttft-ms", "1000", "--max-num-seqs", "2")
-    found, generator = asyncio.run(run([work(target_of(server), 8, arrivals=arrivals(8, 40.0, math.inf))]))
+    found, generator = Load([work(target_of(server), 8, arrivals=arrivals(8, 40.0, math.inf))]).run()
     starts = sorted(found[0].records.start)
     assert starts[-1] - starts[0] == pytest.approx(7 / 40, abs=0.15)
     assert found[0].records.errors == ("",) * 8
@@ -104,7 +104,7 @@ def test_the_key_is_presented(sim: Callable[..., Sim], monkeypatch: pytest.Monke
 def test_several_servers_at_once(sim: Callable[..., Sim]) -> None:
     servers = [sim(), sim()]
     works = [work(target_of(server), 3) for server in servers]
-    outcomes, _ = asyncio.run(run(works))
+    outcomes, _ = Load(works).run()
     assert [outcome.records.errors for outcome in outcomes] == [("",) * 3] * 2
     assert [server.metric("request_success_total") for server in servers] == [3, 3]
 
@@ -128,7 +128,7 @@ def test_nobody_listens() -> None:
     async def measured() -> Outcome:
         async with scripted(lambda *_: asyncio.sleep(0)) as target:
             pass
-        return (await run([work(target)]))[0][0]
+        return (await asyncio.to_thread(Load([work(target)]).run))[0][0]
 
     (error,) = asyncio.run(measured()).records.errors
     assert "does not answer" in error

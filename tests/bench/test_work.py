@@ -84,5 +84,5 @@ def test_every_prompt_goes_to_one_process(loads: list[tuple[int, int]], processe
 def test_one_process_per_half_a_core_of_events() -> None:
     assert processes_for([work(100, concurrency=8)], 64) == 1
     assert processes_for([work(1000, rate=10.0, output=10)], 64) == 1
-    assert processes_for([work(1000, rate=1000.0, output=100)], 64) == 8
+    assert processes_for([work(1000, rate=1000.0, output=100)], 64) == 4
     assert processes_for([work(1000, rate=1000.0, output=100)], 2) == 2

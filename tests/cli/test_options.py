@@ -56,6 +56,7 @@ TOP: dict[str, tuple[Any, str | None, list[str], Any]] = {
     "log_dir": ("/file", "/variable", ["/flag"], "/flag"),
     "skip_staging": (False, "false", [], True),
     "stager": ("mpi", "none", ["tcp"], "tcp"),
+    "map": ("a --output b", "c --output d", ["e --output f"], "e --output f"),
     "prebuilt": ("/file", "/variable", ["/flag"], "/flag"),
     "wait": (False, "false", [], True),
 }

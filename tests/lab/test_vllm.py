@@ -167,3 +167,23 @@ def test_a_server_that_answers_health_and_no_request_is_never_healthy(lab: Lab, 
     assert said.out == ""
     assert f"{FIRST} healthy" not in said.err
     assert "Unsupported CPU attention configuration" in said.err.partition("error: ")[2]
+
+
+def test_prompts_get_through_two_servers_of_which_one_is_killed(
+    lab: Lab, vllm_venv: Path, tiny_model: Path
+) -> None:
+    rows = [{"text": f"ka lo {number}"} for number in range(200)] + [{"text": "ka " * 5000}]
+    (lab.work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lab.policy(probe_interval=1.0)
+    job = lab.submit(timeout=START_SECONDS, instances=2, gpus_per_node=2, **keys(vllm_venv, tiny_model))
+    asked = ("--prompt", "{text} mi", "--max-tokens", 64, "--param", "ignore_eos=true", "--concurrency", 4)
+    run = lab.start("map", "rows.jsonl", "--output", "answers.jsonl", job.handle, *map(str, asked))
+    journal = lab.work / "answers.jsonl.journal"
+    wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 60, "a part is done", 60)
+    job.engine("tiny-1").kill()
+    assert run.wait(120) == 7
+    assert "1 rows failed; see their errors in answers.jsonl" in lab.output(run).err
+    answers = [json.loads(line) for line in (lab.work / "answers.jsonl").read_text().splitlines()]
+    assert [each["custom_id"] for each in answers] == [str(number + 1) for number in range(201)]
+    assert all(each["response"]["body"]["usage"]["completion_tokens"] == 64 for each in answers[:-1])
+    assert answers[-1]["error"]["code"] == "context_length_exceeded"

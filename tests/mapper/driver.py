@@ -47,7 +47,7 @@ def main(input_: str, output: str, kind: str, *ports: str) -> int:
     template = None if kind == "batch" else Template("{text}", kind, {"model": "m"})  # type: ignore[arg-type]
     fleet = Fixed(Target("127.0.0.1", int(port), ("m",)) for port in ports)
     try:
-        with Run(Source(Path(input_), template), Path(output)) as run:
+        with Run(Source((input_,), template), Path(output)) as run:
             outcome = asyncio.run(push(run, fleet))
     except AegisError as error:
         sys.stderr.write(error.message + "\n")

@@ -109,12 +109,16 @@ def test_prompts_that_are_too_long_are_told_apart(message: str) -> None:
         line(told(400, {"error": {"message": message, "type": "BadRequestError"}}))["error"]["code"]
         == TOO_LONG
     )
-    assert line(told(404, {"error": {"message": message, "type": "NotFound"}}))["error"]["code"] == "NotFound"
+    other = told(409, {"error": {"message": message, "type": "Conflict"}})
+    assert line(other)["error"]["code"] == "Conflict"
 
 
 @pytest.mark.parametrize(
     ("status", "word"),
-    [(429, "busy"), (503, "busy"), (500, "failed"), (502, "failed"), (408, "failed"), (401, "refused")],
+    [
+        *((429, "busy"), (503, "busy"), (500, "failed"), (502, "failed"), (408, "failed")),
+        *((401, "refused"), (404, "missing")),
+    ],
 )
 def test_what_another_try_may_mend(status: int, word: str) -> None:
     answer = told(status, b"", retry_after="3")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from aegis.api.http import open_session
 from aegis.api.targets import Target
-from aegis.errors import AegisError, ConfigError, SiteError
+from aegis.errors import AegisError, ConfigError, PartialSuccess, SiteError
 from aegis.mapper import dispatch
 from aegis.mapper.ahead import CHUNK_ROWS
 from aegis.mapper.balance import Limits
@@ -24,7 +25,6 @@ from tests.mapper.test_journal import small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 GOOD = always(Reply())
 
@@ -33,10 +33,11 @@ class Work:
     """An input of prompts `p0`, `p1`, ... and its output."""
 
     def __init__(self, directory: Path, rows: int, model: str | None = "m") -> None:
-        self.source, self.output = Source(directory / "in.jsonl"), directory / "out.jsonl"
+        path, self.output = directory / "in.jsonl", directory / "out.jsonl"
+        self.source = Source((str(path),))
         self.rows = rows
         lines = [self._line(number, model) for number in range(rows)]
-        self.source.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     @staticmethod
     def _line(number: int, model: str | None) -> dict[str, Any]:
@@ -176,6 +177,53 @@ def test_a_refused_key_ends_the_run_at_once(tmp_path: Path) -> None:
     during(body)
 
 
+def test_a_model_or_route_that_nobody_knows_ends_the_run_and_fails_no_row(tmp_path: Path) -> None:
+    unknown = error("The model `m` does not exist.", 404, type="NotFoundError")
+    for rows in (1, 500):
+        work, servers = Work(tmp_path, rows), [Server(always(unknown)), Server(always(unknown))]
+
+        async def body(work: Work = work, servers: list[Server] = servers) -> None:
+            async with serving(*servers) as targets:
+                with pytest.raises(ConfigError, match="does not exist"):
+                    await work.push(*targets, tries=3)
+                assert sum(sum(server.asked.values()) for server in servers) < 60
+            async with serving(Server(GOOD)) as targets:
+                assert (await work.push(*targets)).failed == 0
+
+        during(body)
+        assert not work.errors
+        work.output.unlink()
+        journal_of(work.output).unlink()
+
+
+@pytest.mark.parametrize("status", [404, 401])
+def test_a_stranger_on_a_port_of_ours_costs_no_row(tmp_path: Path, status: int) -> None:
+    """It answers much faster than those that work."""
+    work, stranger = Work(tmp_path, 80), Server(always(Reply(status)))
+
+    async def body() -> None:
+        async with serving(stranger, Server(GOOD, 0.05)) as targets:
+            assert (await work.push(*targets)).failed == 0
+
+    during(body)
+    assert not work.errors
+
+
+def test_when_all_instances_die_it_says_that_rows_are_left(tmp_path: Path) -> None:
+    work, dying = (
+        Work(tmp_path, 60),
+        Server(lambda prompt, _time: Reply(DROP if int(prompt[1:]) > 20 else 200)),
+    )
+
+    async def body() -> None:
+        async with serving(dying) as targets:
+            with pytest.raises(PartialSuccess, match=r"no answer for 0\.2 s"):
+                await work.push(*targets, patience=0.2, tries=1000)
+
+    during(body)
+    assert not work.output.exists()
+
+
 def test_without_any_instance_it_gives_up_and_can_go_on(tmp_path: Path) -> None:
     work = Work(tmp_path, 5)
 
@@ -221,7 +269,7 @@ def test_it_stops_in_time_and_says_how_many_are_left(tmp_path: Path) -> None:
     async def body() -> None:
         async with serving(server) as targets:
             before = time.monotonic()
-            outcome = await work.push(*targets, stop_at=before + 0.3, limits=Limits(fixed=2))
+            outcome = await work.push(*targets, ends_at=before + 1.3, grace=1.0, limits=Limits(fixed=2))
             assert time.monotonic() - before < 3
             assert 0 < outcome.done < 60
             assert (outcome.failed, outcome.left) == (0, 200 - outcome.done)
@@ -234,13 +282,26 @@ def test_it_stops_in_time_and_says_how_many_are_left(tmp_path: Path) -> None:
     assert set(server.asked.values()) == {1}
 
 
+def test_it_stops_earlier_where_answers_take_long(tmp_path: Path) -> None:
+    work, server = Work(tmp_path, 200), Server(GOOD, 0.4)
+
+    async def body() -> None:
+        async with serving(server) as targets:
+            end = time.monotonic() + 1.5
+            outcome = await work.push(*targets, ends_at=end, grace=0.01, limits=Limits(fixed=4))
+            assert time.monotonic() < end
+            assert 0 < outcome.done == sum(server.asked.values()) < 16
+
+    during(body)
+
+
 def test_what_does_not_answer_in_the_time_of_grace_is_left(tmp_path: Path) -> None:
     work = Work(tmp_path, 4)
 
     async def body() -> None:
         async with serving(Server(always(Reply(HANG)))) as targets:
             now = time.monotonic()
-            assert (await work.push(*targets, stop_at=now + 0.1, grace=0.1)).left == 4
+            assert (await work.push(*targets, ends_at=now + 0.2, grace=0.1)).left == 4
 
     during(body)
 
@@ -338,7 +399,7 @@ def test_models_are_held_against_what_is_served() -> None:
 def test_the_output_must_be_a_new_file(tmp_path: Path) -> None:
     work = Work(tmp_path, 1)
     for output, message in (
-        (work.source.path, "is the input"),
+        (Path(work.source.paths[0]), "is the input"),
         (tmp_path, "cannot"),
         (tmp_path / "a/b", "cannot"),
     ):

@@ -194,15 +194,28 @@ def test_an_output_that_was_taken_away_is_made_again(output: Path) -> None:
 
 def test_other_arguments_are_refused_by_name(output: Path) -> None:
     with opened(output) as journal:
+        journal.append(0, b"a", failed=False)
         journal.commit(sync=True)
     with pytest.raises(ConfigError) as caught:
         opened(output, input="other", prompt="{text}\n")
-    assert caught.value.message == f"{output} was begun with another input"
+    assert caught.value.message == f"{output} was begun with something else: another input"
     with pytest.raises(ConfigError) as caught:
-        opened(output, input="abc", kind="chat")
-    assert caught.value.message == f"{output} was begun with another kind, another prompt"
+        opened(output, input="abc", kind="chat", prompt="x" * 200)
+    assert caught.value.message.endswith(": kind was 'nothing', is 'chat'; another prompt")
+    with pytest.raises(ConfigError, match="12 rows, now 5"):
+        opened(output, 5)
     assert caught.value.hint
     assert output.name in caught.value.hint
+
+
+def test_where_no_row_was_done_anything_else_may_be_asked(output: Path) -> None:
+    """A first try with a wrong prompt or server must not be in the way of the second."""
+    opened(output).close()
+    with opened(output, 5, input="other") as journal:
+        assert journal.left == 5
+    output.write_text("whose is it?")
+    with pytest.raises(ConfigError, match="something else"):
+        opened(output)
 
 
 def test_what_is_not_ours_is_left_alone(output: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
-from typing import TYPE_CHECKING, Any
+import os
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -15,9 +18,6 @@ from hypothesis import strategies as st
 from aegis.errors import ConfigError
 from aegis.mapper.rows import Row, Source, read, survey
 from aegis.mapper.template import Template
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CHAT = "/v1/chat/completions"
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -33,7 +33,11 @@ def line(custom_id: Any, **more: Any) -> dict[str, Any]:
 
 def written(path: Path, *lines: Any) -> Source:
     path.write_text("".join(each if isinstance(each, str) else json.dumps(each) + "\n" for each in lines))
-    return Source(path)
+    return of(path)
+
+
+def of(path: Path, template: Template | None = None, **more: Any) -> Source:
+    return Source((str(path),), template, **more)
 
 
 def rows_of(source: Source) -> list[Row]:
@@ -76,19 +80,79 @@ def test_the_first_problems_come_at_once_with_their_lines(tmp_path: Path) -> Non
         {"custom_id": "f"},
     )
     found = refusal(source).splitlines()
-    assert [each.split(": ")[0] for each in found] == [f"{source.path}:{number}" for number in range(2, 8)]
+    assert [each.split(": ")[0] for each in found] == [
+        f"{source.paths[0]}:{number}" for number in range(2, 8)
+    ]
     assert "is none of /v1/chat/completions" in found[1]
     assert "has no 'messages'" in found[3]
     assert "stream" in found[4]
     assert "url" in found[5]
 
 
-def test_many_problems_end_the_look(tmp_path: Path) -> None:
-    source = written(tmp_path / "in.jsonl", *["{\n"] * 1000)
+def test_every_problem_is_told_and_very_many_are_counted(tmp_path: Path) -> None:
+    lines = refusal(written(tmp_path / "in.jsonl", *["{\n"] * 1203)).splitlines()
+    assert len(lines) == 1001
+    assert lines[999].startswith(f"{tmp_path}/in.jsonl:1000: ")
+    assert lines[1000] == "and 203 rows more"
+
+
+def test_plain_rows_without_a_prompt_are_told_what_they_need(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        survey(source)
-    assert len(caught.value.message.splitlines()) == 20
-    assert caught.value.hint == "the first 20 problems are shown"
+        survey(written(tmp_path / "in.jsonl", {"text": "x"}))
+    assert caught.value.hint
+    assert "--prompt" in caught.value.hint
+
+
+def test_several_files_are_one_input_and_keep_their_places(tmp_path: Path) -> None:
+    for number, content in enumerate(("text\na\nb\n", "text,more\nc,x\n")):
+        (tmp_path / f"{number}.csv").write_text(content)
+    with gzip.open(tmp_path / "2.CSV.gz", "wt") as file:
+        file.write('text\n"d\ne"\n')
+    written(tmp_path / "3.jsonl", {"text": "f"})
+    names = ("0.csv", "1.csv", "2.CSV.gz", "3.jsonl")
+    source = Source(tuple(str(tmp_path / name) for name in names), Template("{text}", "completions"))
+    rows = rows_of(source)
+    assert [json.loads(row.body)["prompt"] for row in rows] == ["a", "b", "c", "d\ne", "f"]
+    assert [row.key for row in rows] == ["1", "2", "3", "4", "5"]
+    (tmp_path / "1.csv").write_text("text,more\nc,x,y\nd,x\n")
+    written(tmp_path / "3.jsonl", {"txt": "f"})
+    assert refusal(source).splitlines() == [
+        f"{tmp_path}/1.csv:2: it has more cells than the first line has columns",
+        f"{tmp_path}/3.jsonl:1: there is no column 'text', did you mean 'txt'?",
+    ]
+
+
+def test_keys_must_be_unique_over_all_files(tmp_path: Path) -> None:
+    first, second = (written(tmp_path / name, line("a")).paths[0] for name in ("a.jsonl", "b.jsonl"))
+    assert refusal(Source((first, second))) == f"{second}:1: custom_id 'a' is that of {first}:1 too"
+
+
+def test_where_a_file_ends_is_part_of_what_was_asked(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("text\na\ntext\nb\n")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(f"text\n{name}\n")
+    template = Template("{text}")
+    whole = survey(of(tmp_path / "one.csv", template))
+    parts = survey(Source((str(tmp_path / "a.csv"), str(tmp_path / "b.csv")), template))
+    assert whole.digest != parts.digest
+
+
+def test_any_column_may_be_the_key(tmp_path: Path) -> None:
+    template = Template("{text}")
+    (tmp_path / "t.csv").write_text("text,a 'b'\nx,one\ny,two\n")
+    pq.write_table(pa.table({"text": ["x"], "n": [7]}), tmp_path / "t.parquet")
+    assert [row.key for row in rows_of(of(tmp_path / "t.csv", template, id_column="a 'b'"))] == ["one", "two"]
+    assert rows_of(of(tmp_path / "t.parquet", template, id_column="n"))[0].key == "7"
+    assert "no column 'key'" in refusal(of(tmp_path / "t.csv", template, id_column="key"))
+    rows = written(tmp_path / "t.jsonl", {"text": "x", "key": ""}).paths[0]
+    assert refusal(of(Path(rows), template, id_column="key")) == f"{rows}:1: it has no id in 'key'"
+
+
+def test_broken_gzip_files_are_told(tmp_path: Path) -> None:
+    whole = gzip.compress(b"".join(json.dumps(line(str(number))).encode() + b"\n" for number in range(99)))
+    for content in (whole[:-20], b"plain\n", whole[:40] + b"x" * 200):
+        (tmp_path / "in.jsonl.gz").write_bytes(content)
+        assert "is no whole gzip file" in refusal(of(tmp_path / "in.jsonl.gz"))
 
 
 def test_ids_that_occur_twice_are_refused_also_where_a_number_meets_one(tmp_path: Path) -> None:
@@ -109,7 +173,7 @@ def test_done_rows_are_left_out(tmp_path: Path) -> None:
 def test_a_file_that_changes_after_its_survey_is_noticed(tmp_path: Path) -> None:
     source = written(tmp_path / "in.jsonl", line("a"), line("b"))
     digest = survey(source).digest
-    written(source.path, line("a"), line("c"))
+    written(Path(source.paths[0]), line("a"), line("c"))
     rows = read(source, digest)
     with pytest.raises(ConfigError, match="changed while it was read"):
         list(rows)
@@ -135,17 +199,17 @@ def test_tables_of_every_format_give_the_same_rows(tmp_path: Path, cells: list[t
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
     expected = [f"{first}: {second}" for first, second in cells]
     for name in ("t.csv", "t.jsonl", "t.parquet"):
-        rows = rows_of(Source(tmp_path / name, template))
+        rows = rows_of(of(tmp_path / name, template))
         assert [json.loads(row.body)["prompt"] for row in rows] == expected
         assert [row.key for row in rows] == [str(number) for number in range(1, len(cells) + 1)]
 
 
 def test_a_table_may_have_ids(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text,custom_id\nx,one\ny,\n")
-    rows = rows_of(Source(tmp_path / "t.csv", Template("{text}")))
+    rows = rows_of(of(tmp_path / "t.csv", Template("{text}")))
     assert [row.key for row in rows] == ["one", "2"]
     pq.write_table(pa.table({"text": ["x"], "custom_id": [7], "unused": [b"\0"]}), tmp_path / "t.parquet")
-    assert rows_of(Source(tmp_path / "t.parquet", Template("{text}")))[0].key == "7"
+    assert rows_of(of(tmp_path / "t.parquet", Template("{text}")))[0].key == "7"
 
 
 @pytest.mark.parametrize(
@@ -163,20 +227,22 @@ def test_a_table_may_have_ids(tmp_path: Path) -> None:
 def test_broken_tables_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a $(x);'\n.csv"
     path.write_bytes(content)
-    assert refusal(Source(path, Template("{text}"))) == f"{path}{message}"
+    assert refusal(of(path, Template("{text}"))) == f"{path}{message}"
 
 
 def test_a_parquet_file_must_be_one_and_have_the_columns(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     path.write_bytes(b"no")
-    assert "is no Parquet file" in refusal(Source(path, Template("{text}")))
+    assert "is no Parquet file" in refusal(of(path, Template("{text}")))
     pq.write_table(pa.table({"text": ["x", None]}), path)
-    assert refusal(Source(path, Template("{text}"))) == f"{path}:row 2: it has no value for 'text'"
-    assert "no column 'txt', did you mean 'text'?" in refusal(Source(path, Template("{txt}")))
+    assert refusal(of(path, Template("{text}"))) == f"{path}:row 2: it has no value for 'text'"
+    assert "no column 'txt', did you mean 'text'?" in refusal(of(path, Template("{txt}")))
 
 
 def test_what_cannot_be_an_input(tmp_path: Path) -> None:
-    assert "is no file" in refusal(Source(tmp_path / "none.jsonl"))
-    assert "is no file" in refusal(Source(tmp_path))
+    assert "none.jsonl cannot be read: No such file" in refusal(of(tmp_path / "none.jsonl"))
+    os.mkfifo(tmp_path / "pipe")
+    assert "is no file" in refusal(of(tmp_path / "pipe"))
+    assert "Is a directory" in refusal(of(tmp_path))
     (tmp_path / "t.csv").write_text("text\nx\n")
-    assert "nothing says what to ask" in refusal(Source(tmp_path / "t.csv"))
+    assert "nothing says what to ask" in refusal(of(tmp_path / "t.csv"))

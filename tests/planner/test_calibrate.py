@@ -18,9 +18,9 @@ from aegis.planner.calibrate import (
     Calibration,
     SweepRow,
     calibrate,
-    read_calibration,
+    read_calibrations,
     read_sweep,
-    write_calibration,
+    write_calibrations,
 )
 from aegis.planner.operations import Gemm, query
 from aegis.planner.perf.analytic import Analytic
@@ -146,7 +146,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.csv"):
         read_sweep(tmp_path / "none.csv")
     with pytest.raises(ConfigError, match=r"none\.json"):
-        read_calibration(tmp_path / "none.json")
+        read_calibrations(tmp_path / "none.json")
 
 
 def test_the_command_writes_what_a_plan_can_read(tmp_path: Path) -> None:
@@ -157,9 +157,9 @@ def test_the_command_writes_what_a_plan_can_read(tmp_path: Path) -> None:
         cli, ["plan", "calibrate", str(measured), "--plan", str(plan), "-o", str(out)]
     )
     assert result.exit_code == 0, result.output
-    found = read_calibration(out)
+    (found,) = read_calibrations(out)
     assert found.decode == ((1.0, 2.0), (8.0, 2.0))
     assert found.origin == "measured.csv"
     assert "mean error" in result.output
-    write_calibration(out, found)
-    assert read_calibration(out) == found
+    write_calibrations(out, (found,))
+    assert read_calibrations(out) == (found,)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 DONE: Final = b"[DONE]"
-HEAD: Final = b"data: "
 FIELD: Final = b"data:"
 
 
@@ -14,6 +13,11 @@ class EventReader:
 
     def __init__(self) -> None:
         self._rest = b""
+
+    @property
+    def between_events(self) -> bool:
+        """Whether an event begins with what comes next."""
+        return not self._rest
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the data of the events that are complete now; comments and other fields are no events.
@@ -25,8 +29,6 @@ class EventReader:
         if b"\r" in data:
             data = self._plain(data)
         *events, self._rest = data.split(b"\n\n")
-        if len(events) == 1 and events[0].startswith(HEAD) and b"\n" not in events[0]:
-            return [events[0][6:]]  # nearly always
         return [found for event in events if (found := _data_of(event)) is not None]
 
     def _plain(self, data: bytes) -> bytes:

@@ -179,6 +179,7 @@ class Targets:
 
     def __init__(self, look: Callable[[Targets], tuple[Target, ...]], first: tuple[Target, ...] = ()) -> None:
         self.problem = ""
+        self.registry: RegistryClient | None = None  # where they come from, if from one
         self._look = look
         self._now = first
         self._revision = 0
@@ -230,6 +231,7 @@ class Targets:
             return of_services(services.values())
 
         targets = cls(look)
+        targets.registry = client
         targets._now = look(targets)
         return targets
 

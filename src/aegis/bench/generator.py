@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from array import array
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -12,7 +10,9 @@ import numpy as np
 from msgspec import Struct
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
+
+    from aegis.bench.loop import Loop
 
 TICK: Final = 0.01  # s between two looks at the event loop's lateness
 BUSY: Final = 0.85  # share of a core beyond which a process is the bottleneck
@@ -50,26 +50,21 @@ def worst(generators: Sequence[Generator]) -> Generator:
 
 
 class Lateness:
-    """Seconds by which an event loop runs callbacks late, and by which requests leave late."""
+    """Seconds by which an event loop runs what is due late, and by which requests leave late."""
 
     def __init__(self) -> None:
         self.arrivals = array("d")
         self._ticks = array("d")
 
-    @contextlib.asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
-        """Look at the loop every TICK seconds for as long as this lasts."""
-        watch = asyncio.create_task(self._watch())
-        try:
-            yield
-        finally:
-            watch.cancel()
+    def watch(self, loop: Loop) -> None:
+        """Look at the loop every TICK seconds from now on."""
+        due = monotonic() + TICK
 
-    async def _watch(self) -> None:
-        while True:
-            due = monotonic() + TICK
-            await asyncio.sleep(TICK)
+        def tick() -> None:
             self._ticks.append(monotonic() - due)
+            self.watch(loop)
+
+        loop.at(due, tick)
 
     def summary(self, cpu: float) -> Generator:
         """Return what was seen."""

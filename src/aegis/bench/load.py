@@ -1,23 +1,26 @@
-"""Loads on their way: one event loop that sends requests when they are due and notes what comes back."""
+"""Loads on their way: requests are sent when they are due, and what comes back is noted."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from array import array
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from msgspec import Struct
 
+from aegis.bench.connection import Connection, Stale, resolve
 from aegis.bench.generator import Generator, Lateness
+from aegis.bench.loop import Loop
 from aegis.bench.records import COLUMNS, KIND, Records
-from aegis.bench.wire import Answer, Connection, Failed, Stale, connect, request, request_head
+from aegis.bench.wire import Failed, request, request_head
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+    from aegis.bench.wire import Answer
     from aegis.bench.work import Work
 
 PATHS: Final = {True: "/v1/chat/completions", False: "/v1/completions"}
@@ -77,97 +80,157 @@ class Rows:
 ROW: Final = ("prompt", "start", "ttft", "latency", "input_tokens", "output_tokens")
 
 
+class Request:
+    """One request on its way."""
+
+    __slots__ = ("connection", "data", "deadline", "number", "start")
+
+    def __init__(self, number: int, data: bytes, seconds: float) -> None:
+        self.number = number  # of its prompt
+        self.data = data
+        self.start = monotonic()
+        self.deadline = self.start + seconds
+        self.connection: Connection | None = None
+
+
 class Sender:
     """Sends one work over as many connections as are needed at once."""
 
-    def __init__(self, work: Work, api_key: str | None, lateness: Lateness) -> None:
+    def __init__(self, work: Work, api_key: str | None, loop: Loop, lateness: Lateness) -> None:
+        self.left = len(work.prompts)  # not yet answered
         self._work = work
         self._head = request_head(work.target, PATHS[work.chat], api_key)
-        self._idle: list[Connection] = []
-        self._rows = Rows()
+        self._addresses = resolve(work.target)
+        self._loop = loop
         self._lateness = lateness
-        self._ended = monotonic()
+        self._indices = iter(range(len(work.prompts)))
+        self._idle: list[Connection] = []
+        self._open: dict[Request, None] = {}  # in the order of their deadlines
+        self._expiring = False  # `_expire` will come
+        self._rows = Rows()
+        self._ended = 0.0
 
-    async def run(self, begin: float) -> Outcome:
-        """Send everything from a monotonic time on; return when all is answered."""
-        work = self._work
-        await asyncio.sleep(begin - monotonic())
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                if work.arrivals:
-                    await self._arrive(tasks, begin)
-                else:
-                    left = iter(range(len(work.prompts)))
-                    for _ in range(min(work.concurrency, len(work.prompts))):
-                        tasks.create_task(self._one_by_one(left))
-        finally:
-            for connection in self._idle:
+    def begin(self, when: float) -> None:
+        """Send everything from a monotonic time on."""
+        self._ended = when
+        if self._work.arrivals:
+            self._await_arrival(when)
+        else:
+            for _ in range(min(self._work.concurrency, self.left)):
+                self._loop.at(when, self._send_next)
+
+    def close(self) -> None:
+        """Drop all connections."""
+        for connection in (*self._idle, *(sent.connection for sent in self._open)):
+            if connection:
                 connection.close()
+
+    def outcome(self) -> Outcome:
+        """Return what became of it."""
         return Outcome(self._rows.records(), self._ended)
 
-    async def _arrive(self, tasks: asyncio.TaskGroup, begin: float) -> None:
-        for index, due in enumerate(self._work.arrivals):
-            wait = begin + due - monotonic()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            tasks.create_task(self._one(index, begin + due))
+    def _await_arrival(self, when: float) -> None:
+        index = next(self._indices, None)
+        if index is None:
+            return
+        due = when + self._work.arrivals[index]
 
-    async def _one_by_one(self, left: Iterator[int]) -> None:
-        for index in left:
-            await self._one(index)
+        def arrive() -> None:
+            self._lateness.arrivals.append(self._send(index) - due)
+            self._await_arrival(when)
 
-    async def _one(self, index: int, due: float | None = None) -> None:
-        """Send one request and note what became of it."""
-        start = monotonic()
-        if due is not None:
-            self._lateness.arrivals.append(start - due)
-        number = self._work.first + index * self._work.stride
-        try:
-            async with asyncio.timeout(self._work.seconds):
-                answer = await self._ask(request(self._head, self._work.body(index)))
-        except TimeoutError:
-            self._rows.fail(number, start, f"no whole answer within {self._work.seconds:g} s")
-        except Failed as error:
-            self._rows.fail(number, start, str(error))
-        else:
-            self._rows.add(number, start, answer)
-        self._ended = monotonic()
+        self._loop.at(due, arrive)
 
-    async def _ask(self, data: bytes) -> Answer:
+    def _send_next(self) -> None:
+        index = next(self._indices, None)
+        if index is not None:
+            self._send(index)
+
+    def _send(self, index: int) -> float:
+        """Send one request; return when that was."""
+        work = self._work
+        data = request(self._head, work.body(index))
+        sent = Request(work.first + index * work.stride, data, work.seconds)
+        if not self._expiring:
+            self._expiring = True
+            self._loop.at(sent.deadline, self._expire)
+        self._open[sent] = None
+        self._ask(sent)
+        return sent.start
+
+    def _ask(self, sent: Request) -> None:
         while self._idle:
             connection = self._idle.pop()
-            if not connection.free:
-                continue
-            try:
-                answer = await connection.ask(data)
-            except Stale:
-                continue
-            self._idle.append(connection)
-            return answer
-        connection = await connect(self._work.target)
-        answer = await connection.ask(data)
-        self._idle.append(connection)
-        return answer
+            if connection.free:
+                break
+        else:
+            connection = Connection(self._loop, self._work.target.address, self._addresses)
+        sent.connection = connection
+        connection.ask(sent.data, partial(self._answered, sent))
+
+    def _answered(self, sent: Request, answer: Answer | Failed) -> None:
+        if isinstance(answer, Stale):
+            self._ask(sent)
+            return
+        del self._open[sent]
+        self.left -= 1
+        self._ended = monotonic()
+        if isinstance(answer, Failed):
+            self._rows.fail(sent.number, sent.start, str(answer))
+        else:
+            self._rows.add(sent.number, sent.start, answer)
+        if sent.connection and sent.connection.free:
+            self._idle.append(sent.connection)
+        if not self._work.arrivals:  # failures may come without end: no deeper into the stack
+            self._loop.at(self._ended, self._send_next)
+
+    def _expire(self) -> None:
+        """Give up what took too long; come back when the next one may have."""
+        now = monotonic()
+        while self._open and (oldest := next(iter(self._open))).deadline <= now:
+            if oldest.connection:
+                oldest.connection.close()
+            self._answered(oldest, Failed(f"no whole answer within {self._work.seconds:g} s"))
+        self._expiring = bool(self._open)
+        if self._open:
+            self._loop.at(next(iter(self._open)).deadline, self._expire)
 
 
-async def run(
-    works: Sequence[Work], begin: float | None = None, api_key: str | None = None
-) -> tuple[list[Outcome], Generator]:
-    """Send works at the same time in this event loop.
+class Load:
+    """Works that are sent at the same time, ready to begin: names are resolved."""
 
-    Args:
-        works: what is sent.
-        begin: monotonic time of the first request; None is now.
-        api_key: what every request presents.
+    def __init__(self, works: Sequence[Work], api_key: str | None = None) -> None:
+        self._loop = Loop()
+        self._lateness = Lateness()
+        self._senders = [Sender(work, api_key, self._loop, self._lateness) for work in works]
+        self._busy = list(self._senders)
 
-    Returns:
-        An outcome for each work, and how well the generator kept up.
-    """
-    begin = monotonic() if begin is None else begin
-    await asyncio.sleep(begin - monotonic())
-    lateness = Lateness()
-    used = time.process_time()
-    async with lateness.watched():
-        outcomes = await asyncio.gather(*(Sender(work, api_key, lateness).run(begin) for work in works))
-    took = max(monotonic() - begin, 1e-9)
-    return outcomes, lateness.summary(cpu=(time.process_time() - used) / took)
+    def run(self, begin: float | None = None) -> tuple[list[Outcome], Generator]:
+        """Send everything and wait for all answers.
+
+        Args:
+            begin: monotonic time of the first request; None is now.
+
+        Returns:
+            An outcome for each work, and how well the generator kept up.
+        """
+        begin = monotonic() if begin is None else begin
+        time.sleep(max(0.0, begin - monotonic()))
+        used = time.process_time()
+        self._lateness.watch(self._loop)
+        try:
+            for sender in self._senders:
+                sender.begin(begin)
+            self._loop.run(self._going)
+        finally:
+            for sender in self._senders:
+                sender.close()
+            self._loop.close()
+        took = max(monotonic() - begin, 1e-9)
+        generator = self._lateness.summary(cpu=(time.process_time() - used) / took)
+        return [sender.outcome() for sender in self._senders], generator
+
+    def _going(self) -> bool:
+        while self._busy and not self._busy[-1].left:
+            self._busy.pop()
+        return bool(self._busy)

@@ -7,7 +7,6 @@ so no process outlives the one that started it.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import resource
 import subprocess
@@ -22,7 +21,7 @@ from msgspec import Struct
 
 from aegis.api.http import KEY_VARIABLE
 from aegis.bench.generator import Generator, worst
-from aegis.bench.load import Outcome, run
+from aegis.bench.load import Load, Outcome
 from aegis.bench.records import joined, packed, unpacked
 from aegis.bench.work import Work, split
 from aegis.errors import AegisError
@@ -33,8 +32,8 @@ if TYPE_CHECKING:
 
 START_SECONDS: Final = 0.1  # from the word that all are ready to the first request
 LENGTH: Final = 8  # bytes before a message
-REQUEST_SECONDS: Final = 200e-6  # CPU of one request: rather too much than too little
-EVENT_SECONDS: Final = 40e-6  # and of one event that comes alone
+REQUEST_SECONDS: Final = 150e-6  # CPU of one request: rather too much than too little
+EVENT_SECONDS: Final = 20e-6  # and of one event that comes alone
 COMFORTABLE: Final = 0.5  # share of a core that a process should be busy at most
 
 
@@ -84,8 +83,9 @@ def run_load(works: Sequence[Work], *, processes: int = 1, api_key: str | None =
     """
     raise_file_limit()
     if processes == 1:
+        load = Load(works, api_key)
         began = monotonic()
-        outcomes, generator = asyncio.run(run(works, began, api_key))
+        outcomes, generator = load.run(began)
         return Measured(tuple(outcomes), began, generator)
     shares = split(works, processes)
     began, reports = _over_processes([tuple(share.values()) for share in shares], api_key)
@@ -174,12 +174,13 @@ def main() -> None:
     """Be one of the processes."""
     try:
         works = msgspec.msgpack.decode(_receive(sys.stdin.buffer), type=list[Work])
+        load = Load(works, os.environ.get(KEY_VARIABLE))
         _send(sys.stdout.buffer, b"ready")
         began = msgspec.msgpack.decode(_receive(sys.stdin.buffer), type=float)
     except AegisError:  # whoever started it has ended
         raise SystemExit(1) from None
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    outcomes, generator = asyncio.run(run(works, began, os.environ.get(KEY_VARIABLE)))
+    outcomes, generator = load.run(began)
     parts = tuple(Part(packed(outcome.records), outcome.ended) for outcome in outcomes)
     _send(sys.stdout.buffer, msgspec.msgpack.encode(Report(parts, generator)))
 

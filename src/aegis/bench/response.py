@@ -1,8 +1,7 @@
 """One HTTP/1.1 response out of bytes as they come. Pure.
 
 A load generator reads one kind of response from servers that it is told of, so it needs little of HTTP; and without
-aiohttp's streams it may lend the event loop its own buffer, which takes two thirds off the cost of an event
-(`benchmarks/loadgen.py`).
+aiohttp's streams an event costs it a third (`benchmarks/loadgen.py`).
 """
 
 from __future__ import annotations
@@ -29,6 +28,11 @@ class ResponseReader:
         self._rest = b""
         self._chunked = False
         self._left: int | None = None  # bytes of the body still to come, where its length was told
+
+    @property
+    def between_chunks(self) -> bool:
+        """Whether a chunk begins with what comes next."""
+        return self._chunked and not self._rest and not self.done
 
     def feed(self, data: bytes) -> bytes:
         """Return what of the body is there now; of a chunk all or nothing.

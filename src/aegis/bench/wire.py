@@ -1,11 +1,9 @@
-"""One request at a time on one connection, with the time of every event as the event loop reads it from the socket."""
+"""What goes over the wire: the bytes of a request, and its answer with the time of every event. Pure."""
 
 from __future__ import annotations
 
-import asyncio
 from array import array
 from http import HTTPStatus
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -19,11 +17,11 @@ if TYPE_CHECKING:
     from aegis.api.targets import Target
 
 OK: Final = HTTPStatus.OK.value  # an int: it is looked at for every event
-CONNECT_SECONDS: Final = 10.0
 ERROR_LETTERS: Final = 200
-BUFFER: Final = memoryview(
-    bytearray(1 << 18)
-)  # of all connections: asyncio would take new memory for every read
+ERROR: Final = b'{"error"'
+# How a chunk of one event begins, by its length with all that frames it, and how it ends.
+FRAMES: Final = {size + len(b"%x\r\n\r\n" % size): b'%x\r\ndata: {"id"' % size for size in range(20, 2048)}
+END: Final = b"}\n\n\r\n"
 
 
 class Usage(Struct):
@@ -44,43 +42,65 @@ class Failed(Exception):
     """A request got no whole answer; the text says why."""
 
 
-class Stale(Failed):
-    """The server closed an idle connection just as the request went out: it has not seen the request."""
-
-
 class Answer:
     """A streamed answer as it comes; its times are those of its events with a choice, once it is whole."""
 
-    def __init__(self, whole: asyncio.Future[None]) -> None:
+    __slots__ = ("_between", "_body", "_chunk", "_events", "_last", "response", "times", "usage")
+
+    def __init__(self) -> None:
         self.times = array("d")
         self.usage: Usage | None = None
         self.response = ResponseReader()
-        self.whole = whole
         self._events = EventReader()
-        self._last = b""
+        self._between = False  # a chunk and an event begin with what comes next
+        self._last = b""  # event
+        self._chunk = b""  # that holds the last event, where it came as `is_event` says
         self._body: list[bytes] = []
 
-    def feed(self, now: float, data: bytes) -> None:
-        """Take bytes that came now.
+    def feed(self, now: float, data: bytes) -> bool:
+        """Take bytes that came now; tell whether the answer is whole.
 
         Raises:
-            Failed: the server says that it failed.
-            BadResponse: it does not speak HTTP.
+            Failed: the server says that it failed, or does not speak HTTP.
         """
-        body = self.response.feed(data)
-        if self.response.status == OK:
+        if self._between and is_event(data):
+            self._chunk = data
+            self.times.append(now)
+            return False
+        return self._feed_any(now, data)
+
+    def _feed_any(self, now: float, data: bytes) -> bool:
+        response = self.response
+        try:
+            body = response.feed(data)
+        except BadResponse as error:
+            raise Failed(str(error)) from None
+        if response.status == OK:
             for event in self._events.feed(body):
-                if event.startswith(b'{"error"'):
+                if event.startswith(ERROR):
                     raise Failed(_reason(event))
                 if event != DONE:
-                    self._last = event
+                    self._last, self._chunk = event, b""
                     self.times.append(now)
+            self._between = response.between_chunks and self._events.between_events
         elif body:
             self._body.append(body)
-        if self.response.done:
-            self.finish()
+        if response.done:
+            self._finish()
+        return response.done
 
-    def finish(self) -> None:
+    def end(self) -> bool:
+        """Tell whether the answer is whole, now that its connection is closed.
+
+        Raises:
+            Failed: as `feed`.
+        """
+        whole = self.response.end()
+        if whole:
+            self._finish()
+        return whole
+
+    def _finish(self) -> None:
         """Take the usage out of what came last; only now is JSON read.
 
         Raises:
@@ -89,10 +109,11 @@ class Answer:
         status = self.response.status
         if status != OK:
             raise Failed(f"HTTP {status}: {_reason(b''.join(self._body))}")
+        event = event_of(self._chunk) if self._chunk else self._last
         try:
-            last = msgspec.json.decode(self._last, type=Event) if self._last else Event()
+            last = msgspec.json.decode(event, type=Event) if event else Event()
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise Failed(f"an event that is no JSON: {self._last[:ERROR_LETTERS]!r}") from None
+            raise Failed(f"an event that is no JSON: {event[:ERROR_LETTERS]!r}") from None
         self.usage = last.usage
         if self.times and not last.choices:
             self.times.pop()
@@ -100,114 +121,25 @@ class Answer:
             raise Failed("the answer holds no event with a choice")
 
 
-class Connection(asyncio.BufferedProtocol):
-    """A connection to one server."""
+def is_event(chunk: bytes) -> bool:
+    """Tell whether bytes are one chunk with one event of one line that is no error, as servers send nearly all of them.
 
-    def __init__(self) -> None:
-        self.free = True  # may take a request
-        self._transport: asyncio.Transport | None = None
-        self._answer: Answer | None = None
-        self._used = False
-
-    async def ask(self, request: bytes) -> Answer:
-        """Send a request and wait for its whole answer.
-
-        Raises:
-            Failed: there is none; the connection is closed.
-            Stale: the server had closed the connection before.
-        """
-        whole: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        answer = self._answer = Answer(whole)
-        self.free = False
-        if self._transport is None or self._transport.is_closing():
-            raise Stale("the connection is closed")
-        self._transport.write(request)
-        try:
-            await whole
-        except BaseException:  # a time-out too: what may still come belongs to nobody
-            self.close()
-            raise
-        self._used = True
-        if answer.response.keep_alive:
-            self.free = True
-        else:
-            self.close()
-        return answer
-
-    def close(self) -> None:
-        """Drop the connection."""
-        self.free = False
-        self._answer = None
-        if self._transport is not None:
-            self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way to the server."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type
-        self._transport = transport
-
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the name is asyncio's
-        """Lend the event loop the one buffer: it is read before the next read."""
-        return BUFFER
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Give an answer what came."""
-        data = BUFFER[:nbytes].tobytes()
-        answer = self._answer
-        if answer is None:
-            self.close()
-            return
-        try:
-            answer.feed(monotonic(), data)
-        except (Failed, BadResponse) as error:
-            self._fail(error if isinstance(error, Failed) else Failed(str(error)))
-        else:
-            if answer.response.done:
-                self._answer = None
-                if not answer.whole.done():
-                    answer.whole.set_result(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the request that waits, if there is one."""
-        self.free = False
-        answer = self._answer
-        if answer is None:
-            return
-        if answer.response.end():
-            try:
-                answer.finish()
-            except Failed as error:
-                self._fail(error)
-            else:
-                answer.whole.set_result(None)
-        elif self._used and not answer.response.status:
-            self._fail(Stale("the server closed the connection"))
-        else:
-            self._fail(Failed(f"the connection was cut: {exc}" if exc else "the connection was cut"))
-
-    def _fail(self, error: Failed) -> None:
-        answer, self._answer = self._answer, None
-        if answer is not None and not answer.whole.done():
-            answer.whole.set_exception(error)
-
-
-async def connect(target: Target) -> Connection:
-    """Return a connection to a server.
-
-    Raises:
-        Failed: there is none.
+    The readers would find the same, at four times the cost.
     """
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            _, connection = await loop.create_connection(Connection, target.host, target.port)
-    except TimeoutError:
-        raise Failed(f"{target.address} does not let us connect within {CONNECT_SECONDS:g} s") from None
-    except (OSError, UnicodeError) as error:
-        raise Failed(
-            f"{target.address} does not answer: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    return connection
+    size = len(chunk)
+    frame = FRAMES.get(size)
+    return (
+        frame is not None
+        and chunk.startswith(frame)
+        and chunk.endswith(END)
+        and chunk.find(b"\n", len(frame)) == size - 4
+        and chunk.find(b"\r", len(frame)) == size - 2
+    )
+
+
+def event_of(chunk: bytes) -> bytes:
+    """Return the event in what `is_event`."""
+    return chunk[chunk.index(b"{") : -4]
 
 
 def request_head(target: Target, path: str, api_key: str | None) -> bytes:

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "batch-launch": ("aegis.cli.batch_launch", "Launch several models of the catalog as one job."),
+    "bench": ("aegis.cli.bench", "Measure how fast servers answer."),
     "cleanup": ("aegis.cli.cleanup", "Delete the logs of jobs that have ended."),
     "config": ("aegis.cli.config", "Show a resolved deployment, or the schema of its file."),
     "launch": ("aegis.cli.launch", "Start the servers here: in this allocation, or on this machine."),
     "list": ("aegis.cli.list", "List the models of the catalog, or show one."),
     "logs": ("aegis.cli.logs", "Print or follow the logs of a job."),
+    "map": ("aegis.cli.map", "Push prompts or files through servers, each exactly once."),
     "metrics": ("aegis.cli.metrics", "Show what the servers of a job do at present."),
     "plan": ("aegis.cli.plan", "Answer which GPUs, split how, serve a load within its targets."),
     "platform": ("aegis.cli.platform", "List or show site profiles."),

@@ -34,6 +34,7 @@ METAVARS = {  # by name, or by the last word of it; else that word
     **dict.fromkeys(("conda_env", "image", "prebuilt"), "FILE"),
     **dict.fromkeys(("port", "start"), "PORT"),
     **dict.fromkeys(("nodelist", "exclude"), "NODES"),
+    "map": "ARGS",
     "mem_per_node": "SIZE",
     "timeout": "SECONDS",
     "walltime": "HH:MM:SS",

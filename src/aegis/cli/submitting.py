@@ -100,24 +100,30 @@ def resolve_wish(
     from aegis.schedulers.transport import Here  # noqa: PLC0415 - start-up time
 
     site = exists = None
-    if not isinstance(transport, Here):
+    here = isinstance(transport, Here)
+    if not here:
         from aegis.fleet.submit import far_site  # noqa: PLC0415 - only with --remote
 
         site, exists = far_site(transport, os.environ), partial(_exists_there, transport)
     if model_name is None:
         catalog_only(options)
-        return resolve_options(config, dict(options), no_environment=no_environment, site=site)
-    resolved = catalog_deployment(
-        model_name,
-        config,
-        options,
-        os.environ,
-        site=site,
-        exists=exists,
-        no_environment=no_environment,
-    )
-    for line in resolved.warnings:
-        warn(line)
+        resolved = resolve_options(config, dict(options), no_environment=no_environment, site=site)
+    else:
+        resolved = catalog_deployment(
+            model_name,
+            config,
+            options,
+            os.environ,
+            site=site,
+            exists=exists,
+            no_environment=no_environment,
+        )
+        for line in resolved.warnings:
+            warn(line)
+    if resolved.deployment.map is not None:
+        from aegis.cli.work import check_work  # noqa: PLC0415 - only for a job that has work
+
+        check_work(resolved, here=here)
     return resolved
 
 

@@ -20,13 +20,14 @@ from aegis.errors import (
     ConfigError,
     DeadlineError,
     InterruptedByUser,
+    PartialSuccess,
     RegistryUnreachable,
 )
 from aegis.files import PRIVATE, write_atomically
 from aegis.fleet.archive import agent_archive
 from aegis.fleet.delivery import Delivery, delivery
 from aegis.fleet.endpoints import EndpointsFile, endpoint_lines, is_own
-from aegis.fleet.inside import patience, seconds, submitted_secrets
+from aegis.fleet.inside import Walltime, patience, submitted_secrets
 from aegis.fleet.launchers import agents_for
 from aegis.fleet.nodes import Host, allocation, head_of
 from aegis.fleet.opening import also_into, last_line, open_run
@@ -36,7 +37,9 @@ from aegis.fleet.progress import Counts, Progress, failure_lines, members_of
 from aegis.fleet.services import RegistryProcess, registry_client
 from aegis.fleet.staging import ground_at, site_of
 from aegis.fleet.weights import find_weights, path_of
-from aegis.schedulers.base import RUN_DIR_VARIABLE, SECRET_NAMES, notice
+from aegis.fleet.work import Work, words_of
+from aegis.registry.model import MAP_TYPE
+from aegis.schedulers.base import RUN_DIR_VARIABLE, SECRET_NAMES
 from aegis.spec.walltime import format_walltime, parse_walltime
 
 if TYPE_CHECKING:
@@ -49,7 +52,6 @@ if TYPE_CHECKING:
 
 WATCH_SECONDS = 1.0  # how long the head listens before it looks at its own processes
 REVIVAL_PATIENCE = 60.0  # a registry that stays away so long ends the launch
-NOTICE_SLACK = 75.0  # Slurm may send its notice up to a minute early
 
 
 class Stop(Exception):
@@ -75,8 +77,10 @@ class Launch:
         self.platform, self.placement = place_on(resolved.platform, self.deployment, len(self.hosts))
         self.hosts = self.hosts[: self.placement.nodes]
         self.started = time.monotonic()
-        self.walltime = parse_walltime(self.deployment.walltime) if self.deployment.walltime else None
+        limit = parse_walltime(self.deployment.walltime) if self.deployment.walltime else None
+        self.walltime = Walltime(limit, environ, local=self.platform.launcher == "local")
         self.agent_patience = patience(environ)
+        self.work: Work | None = None
         self._wish: Stop | None = None
         self._interruptions = False  # whether a signal ends what is going on
         self._unneeded: set[str] = set()  # members that are to be told that they wait in vain
@@ -126,6 +130,7 @@ class Launch:
         self._write(self.run_dir.fleet, fleet_file(orders))
         self._write(self.run_dir.agent, agent_archive())
         self._announce()
+        self._begin_work()
         self.delivery.start()
         self.agents.folder = self.delivery.bring_agents(self.run_dir, self.hosts)
         self._interruptions = False
@@ -219,6 +224,16 @@ class Launch:
         self.manifest.registry_url = self.registry.url
         self._note()
 
+    def _begin_work(self) -> None:
+        """Start the job's `aegis map`, where it has one."""
+        if not self.deployment.map:
+            return
+        words = words_of(self.deployment.map)
+        if self.walltime.limit and self.walltime.local:  # of a scheduler's job it knows the end by itself
+            words += ["--walltime", format_walltime(max(1, int(self.walltime.until_notice())))]
+        self.work = Work(words, self.run_dir, {**self.environ, **self.passed}, self.say)
+        self.work.start(self.registry.url)
+
     # -- while it serves
 
     def _follow(self, on_ready: Callable[[list[str]], None]) -> None:
@@ -266,9 +281,16 @@ class Launch:
             if lines and self.manifest.state == "LAUNCHING":
                 self.manifest.state, self.manifest.ready = "READY", time.time()
             self._note()
-        elif self.manifest.state == "LAUNCHING" and self.manifest.reason != self.delivery.status:
-            self.manifest.reason = self.delivery.status
+        elif self.manifest.reason != (reason := self._reason()):
+            self.manifest.reason = reason
             self._note()
+
+    def _reason(self) -> str:
+        """Return what the job does besides serving."""
+        if self.manifest.state == "LAUNCHING":
+            return self.delivery.status
+        runs = [each for each in self.progress.services.values() if each.service_type == MAP_TYPE]
+        return str(runs[0].metadata.get("text", "")) if runs else ""
 
     def _refuse_unstaged(self) -> None:
         """Give up the instances whose nodes lack what they need; their agents are told through the registry."""
@@ -286,13 +308,15 @@ class Launch:
         """Raise Stop when there is a reason to end."""
         if self._wish:
             raise self._wish
+        if self.work and (ended := self.work.ended()):
+            raise Stop(*ended)
         elapsed = time.monotonic() - max(self.started, self.delivery.ended or math.inf)
         # `stopped` may be the last word of an agent that was killed, and is started again
         given_up = counts.lost and self.progress.given_up
         if given_up or not self.agents.running:
             raise self._lost(counts)
-        if self.walltime and self._time_left() < self._own_notice():
-            raise Stop(f"ended at its walltime of {format_walltime(self.walltime)}")
+        if self.walltime.is_over():
+            raise Stop(self.walltime.sentence)
         if not counts.healthy and self.manifest.ready is None and elapsed > self.deployment.startup_timeout:
             reasons = "\n".join(
                 f"{name}: {service.status}, {service.metadata.get('reason')}"
@@ -335,30 +359,20 @@ class Launch:
         self._signalled = True
         if number == signal.SIGINT:
             self._wish = Stop("interrupted", InterruptedByUser("interrupted; all servers are stopped"))
-        elif self.walltime and self._time_left() < notice(self.walltime) + NOTICE_SLACK < self.walltime:
-            self._wish = Stop(f"ended at its walltime of {format_walltime(self.walltime)}")
+        elif self.walltime.explains_a_signal():
+            self._wish = Stop(self.walltime.sentence)
         else:
             self._wish = Stop("shut down")
         if self._interruptions:
             raise self._wish
 
-    def _time_left(self) -> float:
-        """Return the seconds that the scheduler still gives this job."""
-        began = seconds(self.environ.get("SLURM_JOB_START_TIME"))
-        elapsed = time.time() - began if began else time.monotonic() - self.started
-        return (self.walltime or 0) - elapsed
-
-    def _own_notice(self) -> float:
-        """Return how many seconds before the walltime to stop unasked: PBS gives no notice, and 10 s from TERM to KILL."""
-        if self.environ.get("PBS_JOBID"):
-            return notice(self.walltime or 0)
-        return 0 if self.platform.launcher == "local" else -math.inf
-
     # -- after
 
     def _end(self, stop: Stop) -> None:
         """End every process, leave the files as a reader expects them, and raise what there is to raise."""
-        self.say(f"stopping: {stop.why}" if stop.why else "stopping")
+        self.say(f"stopping: {stop.why.splitlines()[0]}" if stop.why else "stopping")
+        if self.work:
+            self.work.stop()
         self.agents.stop()
         self.registry.stop()
         self.endpoints.remove()
@@ -367,9 +381,8 @@ class Launch:
             self.manifest.secrets_file and not self._signalled
         ):  # a signal may mean that the job is to run again
             Path(self.manifest.secrets_file).unlink(missing_ok=True)
-        self.manifest.state = (
-            "FAILED" if stop.error and not isinstance(stop.error, InterruptedByUser) else "SHUTDOWN"
-        )
+        served = stop.error is None or isinstance(stop.error, InterruptedByUser | PartialSuccess)
+        self.manifest.state = "SHUTDOWN" if served else "FAILED"
         self.manifest.reason = stop.error.message if stop.error else stop.why
         self.manifest.exit_code = stop.error.exit_code if stop.error else 0
         self.manifest.ended, self.manifest.base_url = time.time(), None

@@ -13,6 +13,7 @@ from aegis.fleet.endpoints import by_position
 from aegis.fleet.jobs import LOCAL, is_final, run_of
 from aegis.fleet.logs import last_words
 from aegis.fleet.verdict import Evidence, judge
+from aegis.registry.model import MAP_TYPE
 from aegis.runs import ENDED, JobState, Manifest
 from aegis.schedulers.base import JobStatus
 
@@ -226,7 +227,7 @@ def _ask_registry(transport: Transport, manifest: Manifest) -> list[Service]:
     from aegis.fleet.registries import registry_of  # noqa: PLC0415 - only where a job runs
 
     with registry_of(transport, manifest, REGISTRY_SECONDS) as registry:
-        return registry.services()
+        return [each for each in registry.services() if each.service_type != MAP_TYPE]
 
 
 def _ask_endpoints(transport: Transport, manifest: Manifest, trouble: str) -> Servers:

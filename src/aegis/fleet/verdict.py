@@ -119,14 +119,16 @@ def _running(known: Evidence, status: JobStatus) -> Verdict:
         if status.restarts and status.started and manifest.ended and status.started > manifest.ended:
             return Verdict("LAUNCHING", "started again by the scheduler")
         return Verdict(manifest.state, manifest.reason)  # the scheduler will notice
-    doing = manifest.reason if manifest.state == "LAUNCHING" else ""  # staging, and how far it is
+    doing = (
+        manifest.reason if manifest.state in {"LAUNCHING", "READY"} else ""
+    )  # staging, its own work; how far
     if known.healthy is None:  # nobody was asked, or there is nobody yet
         stranger = "" if manifest.run_dir else "there is no manifest of aegis: what it serves is not known"
         if manifest.state == "READY":
-            return Verdict("READY", status.reason or stranger)
+            return Verdict("READY", doing or status.reason or stranger)
         return Verdict("LAUNCHING", doing or status.reason or stranger)
     if known.healthy:
-        return Verdict("READY", known.trouble)
+        return Verdict("READY", known.trouble or doing)
     again = "no instance is healthy at present" if manifest.ready else ""
     return Verdict("LAUNCHING", doing or known.trouble or again or status.reason)
 

@@ -12,7 +12,8 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from aegis.mapper.rows import Row
 
-Word = Literal["answered", "busy", "failed", "refused", "unreachable"]  # what a server showed of itself
+# What a server showed of itself.
+Word = Literal["answered", "busy", "failed", "missing", "refused", "unreachable"]
 
 TOO_LONG: Final = "context_length_exceeded"
 LENGTH: Final = re.compile(
@@ -22,6 +23,8 @@ LENGTH: Final = re.compile(
 # 408 and 425 ask for the same again. vLLM says 503 while it sleeps, SGLang when its queue is full.
 BUSY: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+# No such model, no such route: not the row's fault, for rows go where their model is served. Another server has the port.
+MISSING: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED})
 AGAIN: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY})
 TOO_LARGE: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, 422})
 BROKEN_OFF: Final = frozenset({"abort", "error"})  # how vLLM and SGLang end an answer when they are stopped
@@ -43,6 +46,7 @@ class Finished(Struct, frozen=True):
     failed: bool = False
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    code: str = ""  # of what failed
 
 
 class Again(Struct, frozen=True):
@@ -87,6 +91,8 @@ def judge(row: Row, status: int, body: bytes, retry_after: str | None = None) ->
         return Again("busy", problem, _seconds(retry_after))
     if status in REFUSED:
         return Again("refused", problem)
+    if status in MISSING:
+        return Again("missing", problem)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in AGAIN:
         return Again("failed", problem)
     return failed(row, problem)
@@ -95,7 +101,7 @@ def judge(row: Row, status: int, body: bytes, retry_after: str | None = None) ->
 def failed(row: Row, problem: Problem) -> Finished:
     """Return the line of a row that has no answer."""
     error = msgspec.json.encode(problem)
-    return Finished(b'%b,"response":null,"error":%b}' % (_start(row), error), failed=True)
+    return Finished(b'%b,"response":null,"error":%b}' % (_start(row), error), failed=True, code=problem.code)
 
 
 def _answered(row: Row, body: bytes) -> Finished | Again:

@@ -25,6 +25,7 @@ LOOKED_AT: Final = (
 )
 ALL_GAP: Final = 0.05  # seconds between two looks at all lanes, where these are many
 FREED: Final = 8192
+PATIENT: Final = frozenset({"failed", "missing"})  # may be the row's fault
 FAILURES: Final = 3  # in a row: more than bad luck
 PAUSE: Final = 0.5  # seconds that who fails is left alone, doubled each time
 REST: Final = 0.1  # seconds that who is busy is left alone, doubled each time
@@ -60,6 +61,7 @@ class Lane:
         self.paused_until = -inf
         self.reports = False  # tells its queue
         self.silent = False  # has no page of metrics
+        self.hopeless = False  # its latest answer: no such model or route, or not with this key
         self.gone = self.recalled = False  # left the fleet; its rows were taken back
         self.tasks: set[Any] = set()  # the dispatcher's, under way
         self._limits = limits
@@ -87,6 +89,7 @@ class Lane:
         """Learn from what came back."""
         if word == "answered":
             self.failures = self.pauses = self.rests = 0
+            self.hopeless = False
             self._grow_blindly()
         elif word == "busy":
             self._shrink(now)
@@ -97,7 +100,7 @@ class Lane:
                 self.rests += 1
         else:
             self.failures += 1
-            if now >= self.paused_until and (word != "failed" or self.failures >= FAILURES):
+            if now >= self.paused_until and (word not in PATIENT or self.failures >= FAILURES):
                 self.paused_until = now + _doubled(PAUSE, self.pauses)
                 self.pauses += 1
 

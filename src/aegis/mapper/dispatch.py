@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 import aiohttp
 from msgspec import Struct
 
-from aegis.errors import SiteError
+from aegis.errors import AegisError, ConfigError, PartialSuccess, SiteError
 from aegis.mapper.ahead import Ahead
 from aegis.mapper.answers import Again, Finished, Problem, failed, judge
 from aegis.mapper.balance import Balance, Lane, Limits
-from aegis.mapper.load import read_load
+from aegis.mapper.polling import poll_loads
 from aegis.mapper.progress import Counts, Progress
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ LONGEST_BACK_OFF: Final = 30.0
 ELSEWHERE: Final = 1.0  # seconds that a row waits for another instance than the one where it failed
 TICK: Final = 0.25  # seconds: the longest sleep between two looks at everything
 FOLLOW: Final = 1.0  # seconds between two looks at which instances there are
-POLL: Final = 2.0  # seconds between two looks at an instance's queue
-POLLS_A_SECOND: Final = 50  # of all instances together
-POLL_TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
 CONNECT_SECONDS: Final = 10.0
 GONE_SECONDS: Final = 60.0  # that answers of an instance are waited for after it has left
 BACKLOG_BYTES: Final = 64 << 20  # that may wait for a slow disk
+HOPELESS: Final = frozenset({"missing", "refused"})
+MISSING: Final = 16  # answers that there is no such model or route, and no good one: that is enough
+DECAY: Final = 0.999  # per answer, of how long the longest took: what was slow once is forgotten
+QUIET: Final = 5.0  # seconds without an answer after which the progress tells why
 HEADERS: Final = {"Content-Type": "application/json"}
-NOT_FOUND: Final = 404
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -49,8 +49,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     patience: float = 600.0  # seconds without any answer before the run gives up
     limits: Limits = Limits()
     in_flight: int = 16384  # rows at once, over all instances
-    stop_at: float | None = None  # of the monotonic clock: no row is sent any more
-    grace: float = 60.0  # seconds after that for the answers that are due
+    ends_at: float | None = None  # of the monotonic clock: then the run is over
+    grace: float = (
+        60.0  # seconds before that, at least, in which no row is sent: for the answers that are due
+    )
 
 
 class Fleet(Protocol):
@@ -90,14 +92,18 @@ class Dispatcher:
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
         self._stopped = self._exhausted = False  # nothing more is sent; every row was read
+        self._until = inf if settings.ends_at is None else settings.ends_at  # answers are waited for
+        self._longest = 0.0  # seconds that an answer took, lately
         self._problem = ""  # the latest of an instance
+        self._missing = 0  # answers that there is no such model or route
         self._heard = False  # a good answer, ever
         self._heard_at = self._loop.time()
         self._counts = Counts(self._heard_at)
 
-    def stop(self) -> None:
-        """Send nothing more; what is under way is waited for."""
+    def stop(self, grace: float | None = None) -> None:
+        """Send nothing more; what is under way is waited for, so many seconds at most."""
         self._stopped = True
+        self._until = min(self._until, inf if grace is None else self._loop.time() + grace)
         self._changed.set()
 
     def progress(self) -> Progress:
@@ -109,24 +115,30 @@ class Dispatcher:
             failed=self._journal.failed,
             in_flight=len(self._tasks),
             instances=len(self._balance.lanes),
+            trouble=self._problem if self._loop.time() - self._heard_at > QUIET else "",
         )
 
     async def run(self, rows: Iterator[Row]) -> None:
         """Bring every row to the journal.
 
         Raises:
-            SiteError: no instance answers, or they refuse the key.
-            ConfigError: the input changed while it was read.
+            PartialSuccess: no instance answers any more.
+            SiteError: none ever did, or they refuse the key.
+            ConfigError: they do not know the model or the route; or the input changed while it was read.
         """
         ahead = Ahead(rows)
         self._look_around()
-        helpers = [asyncio.create_task(self._follow()), asyncio.create_task(self._poll())]
+        helpers = [asyncio.create_task(self._follow())]
+        if not self._settings.limits.fixed:
+            polling = poll_loads(self._session, self._balance, self._changed.set)
+            helpers.append(asyncio.create_task(polling))
         try:
             while job := await self._next(ahead):
                 if lane := await self._lane(job):
                     self._send(job, lane)
             if self._tasks:  # a stop
-                await asyncio.wait(self._tasks, timeout=self._settings.grace)
+                left = max(0.0, self._until - self._loop.time())
+                await asyncio.wait(self._tasks, timeout=None if left == inf else left)
             self._raise()
         finally:
             ends = [*helpers, *self._tasks]
@@ -174,10 +186,11 @@ class Dispatcher:
             await self._sleep(self._balance.wakes_at(now))
         return None
 
-    def _silence(self, model: str) -> SiteError:
+    def _silence(self, model: str) -> AegisError:
         there = len(self._balance.serving(model))
         what = f" of {model!r}" if model else ""
-        return SiteError(
+        kind = PartialSuccess if self._heard else SiteError
+        return kind(
             f"no answer for {self._settings.patience:g} s: "
             + (f"none of {there} instances{what} works" if there else f"there is no instance{what}")
             + (f" ({self._problem})" if self._problem else ""),
@@ -194,8 +207,10 @@ class Dispatcher:
         timer.cancel()
 
     def _stopping(self) -> bool:
-        at = self._settings.stop_at
-        return self._stopped or (at is not None and self._loop.time() >= at)
+        end = self._settings.ends_at
+        if end is not None and self._loop.time() >= end - max(self._settings.grace, self._longest):
+            self._stopped = True
+        return self._stopped
 
     def _raise(self) -> None:
         if self._error:
@@ -220,6 +235,7 @@ class Dispatcher:
         self._changed.set()
 
     async def _serve(self, job: Job, lane: Lane) -> None:
+        sent = self._loop.time()
         try:
             answer = await self._ask(job.row, lane)
         except asyncio.CancelledError:
@@ -227,6 +243,8 @@ class Dispatcher:
                 raise
             self._put_back(job, 0.0)  # its instance has left, which is not the row's fault
         else:
+            if isinstance(answer, Finished):
+                self._longest = max(self._loop.time() - sent, self._longest * DECAY)
             self._settle(job, lane, answer)
         finally:
             self._balance.release(lane)
@@ -258,19 +276,33 @@ class Dispatcher:
             return
         lane.hear(answer.word, now, answer.wait)
         self._problem = answer.problem.message
-        if answer.word == "refused" and not self._heard:
-            raise SiteError(
-                f"{lane.target.address} refuses to answer: {answer.problem.message} (HTTP {answer.problem.status})",
-                hint="set VLLM_API_KEY, or name a file that holds the key",
-            )
         job.busy += answer.word == "busy"
-        job.tries += answer.word == "failed"
+        job.tries += answer.word in {"failed", "missing"}
+        self._check_hope(job, lane, answer)
         if job.tries >= self._settings.tries or job.busy >= BUSY_TRIES:
             self._finish(job.row, failed(job.row, answer.problem))
             return
         job.avoid = lane
         longest = min(BACK_OFF * 2 ** (job.tries + job.busy - 1), LONGEST_BACK_OFF)
         self._put_back(job, longest * random.uniform(0.5, 1))  # noqa: S311 - spreads what failed together
+
+    def _check_hope(self, job: Job, lane: Lane, answer: Again) -> None:
+        """End a run that no instance answers by its nature, instead of failing a million rows one by one."""
+        lane.hopeless = answer.word in HOPELESS
+        if self._heard or not all(each.hopeless for each in self._balance.serving(job.row.model)):
+            return
+        told = f"{answer.problem.message} (HTTP {answer.problem.status})"
+        if answer.word == "refused":
+            raise SiteError(
+                f"{lane.target.address} refuses to answer: {told}",
+                hint="set VLLM_API_KEY, or name a file that holds the key: --api-key-file",
+            )
+        self._missing += 1
+        if self._missing >= MISSING or job.tries >= self._settings.tries:
+            raise ConfigError(
+                f"{lane.target.address} has no such model or route: {told}",
+                hint="no row was answered: check the model and the kind of request",
+            )
 
     def _finish(self, row: Row, answer: Finished) -> None:
         self._counts.add(answer)
@@ -298,26 +330,3 @@ class Dispatcher:
         while True:
             await asyncio.sleep(FOLLOW)
             self._look_around()
-
-    async def _poll(self) -> None:
-        asked: set[asyncio.Task[None]] = set()
-        while not self._settings.limits.fixed:
-            lanes = [lane for lane in self._balance.lanes if lane.outstanding and not lane.silent]
-            gap = 1 / POLLS_A_SECOND
-            for lane in lanes:
-                task = asyncio.create_task(self._ask_load(lane))
-                asked.add(task)
-                task.add_done_callback(asked.discard)
-                await asyncio.sleep(gap)
-            await asyncio.sleep(max(gap, POLL - gap * len(lanes)))
-
-    async def _ask_load(self, lane: Lane) -> None:
-        try:
-            async with self._session.get(lane.url + "/metrics", timeout=POLL_TIMEOUT) as response:
-                load = read_load(await response.read())
-                lane.silent = response.status == NOT_FOUND
-        except (aiohttp.ClientError, OSError):  # a timeout too; who does not answer rows is told by the rows
-            return
-        if load:
-            lane.report(load.running, load.waiting)
-            self._changed.set()

@@ -18,7 +18,7 @@ import msgspec
 
 from aegis.errors import AegisError, ConfigError, SiteError
 from aegis.files import write_atomically
-from aegis.mapper.records import FORMAT, Head, Record, decode, decode_head, encode
+from aegis.mapper.records import FORMAT, Head, Record, decode, decode_head, differences, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -199,7 +199,7 @@ class Journal:
             torn = not first.endswith(b"\n") and self._head.line().startswith(first)
             if torn and self.output.exists():
                 raise self._foreign()
-            if torn or self._abandoned(first):
+            if torn or self._abandoned(first, os.fstat(self._file).st_size):
                 self._begin()
                 return False
             self._check(first)
@@ -210,10 +210,13 @@ class Journal:
         self._count(retry_failed=retry_failed)
         return False
 
-    def _abandoned(self, first: bytes) -> bool:
-        """Tell whether the run was finished and its output taken away, so that it is meant to be done again."""
+    def _abandoned(self, first: bytes, size: int) -> bool:
+        """Tell whether nothing is lost by a new beginning.
+
+        The run was finished and its output taken away, so that it is meant to be done again; or no row was done.
+        """
         try:
-            return decode_head(first).done and not self.output.exists()
+            return (decode_head(first).done or size == len(first)) and not self.output.exists()
         except ValueError:
             return False
 
@@ -234,13 +237,9 @@ class Journal:
             raise ConfigError(
                 f"{self.path} is no journal of aegis map", hint="remove it, or write to another file"
             ) from None
-        names = sorted(head.asked.keys() | self._head.asked.keys())
-        differ = [name for name in names if head.asked.get(name) != self._head.asked.get(name)]
-        if head.rows != self.rows and not differ:
-            differ = ["number of rows"]
-        if differ:
+        if differ := differences(head, self._head):
             raise ConfigError(
-                f"{self.output} was begun with another {', another '.join(differ)}",
+                f"{self.output} was begun with something else: " + "; ".join(differ),
                 hint="continue with what it was begun with, or write to another file; "
                 f"to start over, remove {self.path.name} and the output",
             )

@@ -9,6 +9,8 @@ import msgspec
 from msgspec import Struct
 
 FORMAT: Final = "aegis map 1"
+INPUT: Final = "input"  # of what was asked: a digest
+SHOWN: Final = 100  # characters of a value
 
 
 class Head(Struct, frozen=True):
@@ -60,3 +62,18 @@ def decode(line: bytes) -> Record | None:
         return None
     position, mark, payload = text[:-1].split(b" ", 2)
     return Record(int(position), mark == b"-", payload)
+
+
+def differences(before: Head, now: Head) -> list[str]:
+    """Return what was asked for then and is not now."""
+    found = []
+    for name in sorted(before.asked.keys() | now.asked.keys()):
+        old, new = before.asked.get(name, ""), now.asked.get(name, "")
+        if old != new:
+            readable = name != INPUT and max(len(old), len(new)) <= SHOWN
+            found.append(
+                f"{name} was {old or 'nothing'!r}, is {new or 'nothing'!r}" if readable else f"another {name}"
+            )
+    if before.rows != now.rows and not found:
+        found.append(f"{before.rows} rows, now {now.rows}")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING, Final, Self
 
@@ -10,6 +11,7 @@ from msgspec import Struct
 
 from aegis.errors import ConfigError
 from aegis.mapper.journal import Journal
+from aegis.mapper.records import INPUT
 from aegis.mapper.rows import read, survey
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class Run:
         _check_output(source, output)
         self.source = source
         self.survey = survey(source)
-        asked = {"input": self.survey.digest, **(source.template.fingerprint() if source.template else {})}
+        asked = {INPUT: self.survey.digest, **source.fingerprint()}
         self.journal = Journal(output, self.survey.rows, asked, retry_failed=retry_failed)
 
     def __enter__(self) -> Self:
@@ -123,5 +125,5 @@ def check_models(survey: Survey, targets: Iterable[Target]) -> None:
 def _check_output(source: Source, output: Path) -> None:
     if output.is_dir() or not output.parent.is_dir():
         raise ConfigError(f"{output} cannot be written", hint="name a file in a directory that exists")
-    if output.exists() and source.path.exists() and output.samefile(source.path):
+    if any(os.path.abspath(path) == os.path.abspath(output) for path in source.paths):  # noqa: PTH100 - no Path each
         raise ConfigError(f"{output} is the input", hint="write to another file")

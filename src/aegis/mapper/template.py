@@ -92,10 +92,10 @@ class Template:
         except UnicodeEncodeError:
             raise ValueError("it is not UTF-8") from None
 
-    def missing(self, columns: Iterable[str]) -> str | None:
-        """Return what is wrong where a table has these columns."""
+    def missing(self, columns: Iterable[str], *more: str) -> str | None:
+        """Return what is wrong where a table has these columns; `more` are needed besides those of the prompt."""
         known = list(columns)
-        unknown = [column for column in self.columns if column not in known]
+        unknown = [column for column in (*self.columns, *more) if column not in known]
         return _unknown(unknown[0], known) if unknown else None
 
 

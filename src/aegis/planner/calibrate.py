@@ -1,5 +1,7 @@
 """Calibration: how much longer or shorter a measured server took than a plan said, as factors that later plans apply.
 
+Factors are of one system, engine and model, or of any; a file holds one of them, or a list.
+
 A measured sweep is a CSV file with a header, a JSON list of objects, an object with `rows`, or one JSON object a line.
 Columns (aliases: those of `vllm bench serve`): `concurrency` (requests held at once), `ttft` and `tpot` (mean or median,
 ms); any others are left alone. A plan's rows are written alike, with `prefill_share` (0 to 1) where it is known: the part
@@ -47,9 +49,12 @@ class SweepRow(Struct, frozen=True, kw_only=True):
     prefill_share: float = 0.0  # of the TPOT
 
 
-class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Factors on the latencies of a plan; of decode, by batch (concurrency), linear in its logarithm between."""
 
+    system: str = ""  # empty: any
+    backend: str = ""
+    model: str = ""
     prefill: float = 1.0
     decode: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
     error_before: float = 0.0  # mean of |plan / measured - 1| over TTFT and TPOT
@@ -63,12 +68,32 @@ class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return factor
 
 
+Calibrations = tuple[Calibration, ...]
+
+
+def chosen(known: Calibrations, system: str, backend: str, model: str) -> Calibration | None:
+    """Return the factors for a model on a system, those first that name all three; None: there are none."""
+    asked = (system, backend, model.lower())
+    fitting = [
+        each
+        for each in known
+        if all(
+            name in {"", value}
+            for name, value in zip((each.system, each.backend, each.model.lower()), asked, strict=True)
+        )
+    ]
+    return max(
+        fitting, key=lambda each: bool(each.system) + bool(each.backend) + bool(each.model), default=None
+    )
+
+
 class Calibrated:
     """A `Performance` with factors: on what prompts take, and on what a token of each sequence takes."""
 
-    def __init__(self, performance: Performance, calibration: Calibration) -> None:
+    def __init__(self, performance: Performance, calibration: Calibration | None) -> None:
         self._performance = performance
-        self._calibration = calibration
+        self._known = calibration is not None
+        self._calibration = calibration or Calibration()
 
     @property
     def system(self) -> System:
@@ -79,6 +104,11 @@ class Calibrated:
     def notes(self) -> tuple[str, ...]:
         """What a user must know of these figures."""
         known = self._calibration
+        if not self._known:
+            return (
+                *self._performance.notes,
+                f"{self.system.name}: not calibrated, the file has no factors for it",
+            )
         note = (
             f"calibrated{f' by {known.origin}' if known.origin else ''}: prefill x {known.prefill:.3g}, decode x "
             + (" to ".join(f"{factor:.3g}" for factor in sorted({factor for _, factor in known.decode})))
@@ -110,17 +140,52 @@ def calibrate(measured: Sequence[SweepRow], planned: Sequence[SweepRow], origin:
         raise ConfigError(f"there is no row in the {'plan' if measured else 'measured sweep'}")
     rows = _within(measured, planned)
     level = np.array([row.concurrency for row in rows])
-    ttft, tpot = (np.array([getattr(row, name) for row in rows]) for name in ("ttft", "tpot"))
-    plan_ttft, plan_tpot, share = (
-        _read_at(planned, name, level) for name in ("ttft", "tpot", "prefill_share")
-    )
+    columns = {name: _read_at(planned, name, level) for name in ("ttft", "tpot", "prefill_share")}
+    read = [
+        SweepRow(
+            concurrency=row.concurrency, **{name: float(column[index]) for name, column in columns.items()}
+        )
+        for index, row in enumerate(rows)
+    ]
+    return calibrate_pairs(list(zip(rows, read, strict=True)), origin=origin)
+
+
+def calibrate_pairs(
+    pairs: Sequence[tuple[SweepRow, SweepRow]],
+    *,
+    system: str = "",
+    backend: str = "",
+    model: str = "",
+    origin: str = "",
+) -> Calibration:
+    """Return the factors of loads that were measured and planned, of one sweep or several; medians where a load comes again.
+
+    Raises:
+        ConfigError: there is no pair.
+    """
+    if not pairs:
+        raise ConfigError("nothing was both measured and planned")
+    ttft, tpot, plan_ttft, plan_tpot, share, level = np.array(
+        [
+            (was.ttft, was.tpot, plan.ttft, plan.tpot, plan.prefill_share, was.concurrency)
+            for was, plan in sorted(pairs, key=lambda pair: pair[0].concurrency)
+        ]
+    ).T
     quiet = level <= _QUIET * level.min()
     prefill = float(np.median((ttft / plan_ttft)[quiet]))
-    decode = np.maximum((tpot / plan_tpot - prefill * share) / np.maximum(1 - share, _LEAST), _LEAST)
+    each = np.maximum((tpot / plan_tpot - prefill * share) / np.maximum(1 - share, _LEAST), _LEAST)
+    levels = np.unique(level)
+    factors = np.array([np.median(each[level == at]) for at in levels])
+    decode = factors[np.searchsorted(levels, level)]
     after = plan_tpot * (prefill * share + decode * (1 - share))
     return Calibration(
+        system=system,
+        backend=backend,
+        model=model,
         prefill=round(prefill, 4),
-        decode=tuple((float(at), round(float(factor), 4)) for at, factor in zip(level, decode, strict=True)),
+        decode=tuple(
+            (float(at), round(float(factor), 4)) for at, factor in zip(levels, factors, strict=True)
+        ),
         error_before=_error(plan_ttft, ttft, plan_tpot, tpot),
         error_after=_error(plan_ttft * prefill, ttft, after, tpot),
         origin=origin,
@@ -140,25 +205,26 @@ def read_sweep(file: Path) -> list[SweepRow]:
     return [_row(values, f"{file}: row {index}") for index, values in enumerate(_records(text, str(file)), 1)]
 
 
-def read_calibration(file: Path) -> Calibration:
-    """Return a calibration that `write_calibration` wrote.
+def read_calibrations(file: Path) -> Calibrations:
+    """Return the factors that `write_calibrations` wrote.
 
     Raises:
-        ConfigError: it cannot be read, or is none.
+        ConfigError: it cannot be read, or holds none.
     """
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Calibration)
-    except (OSError, msgspec.DecodeError) as error:
+        found = msgspec.json.decode(file.read_bytes(), type=Calibration | Calibrations)
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
         raise ConfigError(f"{file}: {error}", hint="`aegis plan calibrate` writes such a file") from None
+    return (found,) if isinstance(found, Calibration) else found
 
 
-def write_calibration(file: Path, calibration: Calibration) -> None:
-    """Write a calibration as JSON.
+def write_calibrations(file: Path, known: Calibrations) -> None:
+    """Write factors as JSON.
 
     Raises:
         OSError: it cannot be written.
     """
-    write_atomically(file, msgspec.json.format(msgspec.json.encode(calibration), indent=2) + b"\n")
+    write_atomically(file, msgspec.json.format(msgspec.json.encode(known), indent=2) + b"\n")
 
 
 def _within(measured: Sequence[SweepRow], planned: Sequence[SweepRow]) -> list[SweepRow]:

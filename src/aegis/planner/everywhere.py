@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from aegis.planner.answer import Candidate
-    from aegis.planner.calibrate import Calibration
+    from aegis.planner.calibrate import Calibrations
     from aegis.planner.estimator import Estimator
     from aegis.planner.plan import Plan
     from aegis.planner.problem import DatabaseMode, Load, Mtp, ServingMode, Targets
@@ -58,7 +58,7 @@ class Wish(Struct, frozen=True, kw_only=True):
     top_n: int = TOP_N
     modes: tuple[ServingMode, ...] = ("agg", "disagg")
     database_mode: DatabaseMode = "SILICON"
-    calibration: Calibration | None = None
+    calibration: Calibrations = ()
     where: Callable[[str], str] = str  # key -> the flag that it stands for
 
 

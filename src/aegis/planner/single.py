@@ -35,7 +35,7 @@ from aegis.planner.task import Formats, Lists, Question
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from aegis.planner.calibrate import Calibration
+    from aegis.planner.calibrate import Calibrations
     from aegis.planner.estimator import Estimator
     from aegis.planner.operations import Floats, Leaf, Operation, Performance, Query
     from aegis.planner.problem import DatabaseMode, Load, Mtp, Parallel, Quantization, Tuning
@@ -72,6 +72,10 @@ class Estimate(Struct, frozen=True, kw_only=True):
     """One worker at one batch size."""
 
     label: str
+    model: str = ""  # as it was asked for
+    system: str
+    backend: str
+    version: str
     split: Parallel
     quantization: Quantization
     load: Load
@@ -103,7 +107,7 @@ class Asked(NamedTuple):
     tuning: Tuning
     estimator: Estimator
     mtp: Mtp | None = None
-    calibration: Calibration | None = None
+    calibration: Calibrations = ()
     database_mode: DatabaseMode = "SILICON"
     where: Callable[[str], str] = str  # key -> the flag that it stands for
 
@@ -232,6 +236,9 @@ def estimate(
     tokens = rate * (load.osl if "count-output-alike" in worker.estimator.corrections else load.osl - 1)
     return Estimate(
         label=worker.label,
+        system=system.name,
+        backend=worker.backend,
+        version=worker.version,
         split=worker.split,
         quantization=worker.quantization,
         load=load,

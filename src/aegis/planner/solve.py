@@ -53,7 +53,7 @@ class Parts:
         at = (search.system, search.backend, search.version, search.node_gpus)
         key = (*at, experiment.estimator, experiment.database_mode, experiment.calibration)
         if key not in self._figures:
-            self._figures[key] = _calibrated(_figures(search, experiment), experiment)
+            self._figures[key] = _calibrated(_figures(search, experiment), search, experiment)
         return self._figures[key]
 
     def workers(self, search: WorkerSearch, experiment: Experiment) -> list[Worker]:
@@ -109,12 +109,13 @@ def _figures(search: WorkerSearch, experiment: Experiment) -> _Figures:
     return _Figures(measured, lanes_of(tables, system))
 
 
-def _calibrated(figures: _Figures, experiment: Experiment) -> _Figures:
-    if experiment.calibration is None:
+def _calibrated(figures: _Figures, search: WorkerSearch, experiment: Experiment) -> _Figures:
+    if not experiment.calibration:
         return figures
-    from aegis.planner.calibrate import Calibrated  # noqa: PLC0415 - start-up time
+    from aegis.planner.calibrate import Calibrated, chosen  # noqa: PLC0415 - start-up time
 
-    return figures._replace(performance=Calibrated(figures.performance, experiment.calibration))
+    factors = chosen(experiment.calibration, search.system, search.backend, experiment.model_name)
+    return figures._replace(performance=Calibrated(figures.performance, factors))
 
 
 def _worker(search: WorkerSearch, split: Parallel, experiment: Experiment, figures: _Figures) -> Worker:

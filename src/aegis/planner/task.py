@@ -12,7 +12,7 @@ from aegis.planner.problem import Load, Mtp, Replica, Targets, Tuning
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aegis.planner.calibrate import Calibration
+    from aegis.planner.calibrate import Calibrations
     from aegis.planner.models.shapes import ModelShape
     from aegis.planner.problem import Backend, DatabaseMode, ServingMode, WorkerSearch
 
@@ -72,7 +72,7 @@ class Question(Struct, frozen=True, kw_only=True):
     complete: bool = False  # `mode: replace`: lists that are not given are [1], not the defaults
     estimator: Estimator = CORRECTED
     database_mode: DatabaseMode = "SILICON"
-    calibration: Calibration | None = None
+    calibration: Calibrations = ()
     top_n: int = TOP_N
     notes: tuple[str, ...] = ()
     where: Callable[[str], str] = str  # key -> "file:line", a flag, or the key itself
@@ -100,6 +100,6 @@ class Experiment(Struct, frozen=True, kw_only=True):
     wide_ep: bool = False
     estimator: Estimator = CORRECTED
     database_mode: DatabaseMode = "SILICON"
-    calibration: Calibration | None = None  # factors from a measured sweep
+    calibration: Calibrations = ()  # factors from measured sweeps
     top_n: int = TOP_N
     notes: tuple[str, ...] = ()

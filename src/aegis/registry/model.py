@@ -16,6 +16,7 @@ EARLIER_NAMES: Final = {
 HEALTHY_SECONDS: Final = 30.0  # default `timeout` of /services/healthy
 STALE_SECONDS: Final = 30.0  # without a push: shown unhealthy
 REMOVE_SECONDS: Final = 300.0  # without a push: removed
+MAP_TYPE: Final = "map"  # `service_type` of a run of `aegis map`: it serves nobody
 RESERVED_IDS: Final = frozenset({"count", "healthy"})  # routes below /services
 
 

@@ -155,4 +155,10 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     prebuilt: Annotated[
         Text | None, Meta(description="the MPI program of staging, for sites where it cannot be compiled")
     ] = None
+    map: Annotated[
+        Text | None,
+        Meta(
+            description="arguments of `aegis map`, as in a shell: the job starts its servers, does this work, and ends with it"
+        ),
+    ] = None
     wait: Annotated[bool, Meta(description="submit: return when the servers are healthy")] = False

@@ -121,6 +121,17 @@ def test_an_instance_over_two_nodes(fleet: Fleet) -> None:
     fleet.lab.aegis("shutdown", handle)
 
 
+def test_a_job_with_work_ends_when_that_is_done(fleet: Fleet) -> None:
+    (fleet.work / "rows.csv").write_text("text\n" + "".join(f"word {number}\n" for number in range(40)))
+    handle = fleet.submit(
+        instances=2, map="rows.csv --output answers.jsonl --prompt 'Say {text}' --max-tokens 4"
+    )
+    assert fleet.wait_for(handle, "SHUTDOWN")["reason"] == "all 40 are done"
+    ids = [json.loads(line)["custom_id"] for line in (fleet.work / "answers.jsonl").read_text().splitlines()]
+    assert ids == [str(number + 1) for number in range(40)]
+    wait_until(lambda: not fleet.servers(), "no server is left")
+
+
 def test_a_job_that_waits_says_why(fleet: Fleet) -> None:
     handle = fleet.submit(queue="stopped")
     view = fleet.wait_for(handle, "PENDING", "Queue not started")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec.structs import replace
 
 from aegis.cli.plan.load import (
     asked_load,
@@ -93,7 +94,10 @@ def command(**options: Any) -> None:
     )
     worker = priced(experiment)
     found = [
-        estimate(worker, load, Tuning(), batch=batch, context_tokens=options["context_tokens"])
+        replace(
+            estimate(worker, load, Tuning(), batch=batch, context_tokens=options["context_tokens"]),
+            model=experiment.model_name,
+        )
         for batch in dict.fromkeys(options["batches"])
     ]
     _print(found, as_json=options["as_json"])

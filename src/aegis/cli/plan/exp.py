@@ -42,7 +42,7 @@ def command(yaml_path: Path, **options: Any) -> None:
     top_n = TOP_N if options["top_n"] is None else options["top_n"]
     asked = read_questions(yaml_path, estimator=chosen_estimator(options), top_n=top_n)
     calibration = chosen_calibration(options)
-    if calibration is not None:
+    if calibration:
         asked = tuple(replace(each, calibration=calibration) for each in asked)
     with Progress() as progress:
         plan = run(fill(asked), tell=progress.tell)

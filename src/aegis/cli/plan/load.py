@@ -16,7 +16,7 @@ from aegis.planner.task import LOAD, TARGETS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aegis.planner.calibrate import Calibration
+    from aegis.planner.calibrate import Calibrations
     from aegis.planner.estimator import Estimator
     from aegis.planner.problem import Targets
 
@@ -116,17 +116,17 @@ def estimator_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def chosen_calibration(options: dict[str, Any]) -> Calibration | None:
+def chosen_calibration(options: dict[str, Any]) -> Calibrations:
     """Return the factors that the flags name.
 
     Raises:
         ConfigError: the file is no calibration.
     """
     if options["calibration"] is None:
-        return None
-    from aegis.planner.calibrate import read_calibration  # noqa: PLC0415 - start-up time
+        return ()
+    from aegis.planner.calibrate import read_calibrations  # noqa: PLC0415 - start-up time
 
-    return read_calibration(options["calibration"])
+    return read_calibrations(options["calibration"])
 
 
 def database_mode_option(function: Callable[..., Any]) -> Callable[..., Any]:

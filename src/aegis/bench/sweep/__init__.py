@@ -1,0 +1,1 @@
+"""Sweeps: a model's servers at growing load, until they are saturated."""
