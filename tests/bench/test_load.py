@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -148,6 +149,49 @@ def test_nobody_listens() -> None:
 )
 def test_what_is_no_good_answer(answer: bytes, error: str) -> None:
     assert answered(answer, GOOD, count=2).records.errors == (error, "")
+
+
+def test_a_prompt_longer_than_any_buffer(sim: Callable[..., Sim]) -> None:
+    server = sim("--max-model-len", "3000000", "--kv-cache-tokens", "4000000")
+    long = Work(
+        target=target_of(server), model="m", prompts=(Prompt("a " * 2_000_000, 2),) * 2, concurrency=1
+    )
+    records = Load([long]).run()[0][0].records
+    assert (records.errors, list(records.output_tokens)) == (("", ""), [2, 2])
+
+
+def test_the_next_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for `localhost`, which may mean ::1 first while the server listens on 127.0.0.1."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        refused = (socket.AF_INET, closed.getsockname())
+
+    async def answer(_number: int, writer: asyncio.StreamWriter) -> None:
+        writer.write(GOOD)
+
+    async def measured() -> Outcome:
+        async with scripted(answer) as target:
+            there = (socket.AF_INET, (target.host, target.port))
+            monkeypatch.setattr("aegis.bench.load.resolve", lambda _: (refused, there))
+            return (await asyncio.to_thread(Load([work(target)]).run))[0][0]
+
+    assert asyncio.run(measured()).records.errors == ("",)
+
+
+def test_a_name_that_means_nothing() -> None:
+    errors = load(Target("no such host", 1, ("m",)), 2).records.errors
+    assert errors == ("no such host:1 does not answer: its name is not known",) * 2
+
+
+def test_a_server_that_lets_nobody_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aegis.bench.connection.CONNECT_SECONDS", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as full,
+        socket.create_connection(full.getsockname()),
+    ):
+        host, port = full.getsockname()
+        target = Target(host, port, ("m",))  # its queue is full
+        errors = load(target).records.errors
+    assert errors == (f"{target.address} does not let us connect within 0.2 s",)
 
 
 def test_an_answer_cut_short() -> None:
