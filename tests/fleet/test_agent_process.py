@@ -27,6 +27,7 @@ from tests.ports import free_port
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.lab  # 40 s, most of it waiting
 PATIENCE = 15.0  # seconds for anything to happen on a busy machine
 RUN_MARK = "AEGIS_TEST_RUN"  # in the environment of everything that one test starts
 QUICK = {
