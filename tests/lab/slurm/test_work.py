@@ -40,7 +40,7 @@ def test_a_job_on_two_nodes_ends_when_its_rows_are_done(fleet: Fleet) -> None:
     view = fleet.wait_for(handle, "SHUTDOWN")
     assert view["reason"] == "all 50 are done"
     assert answered(fleet) == ids
-    assert not fleet.processes("node1")
+    wait_until(lambda: not fleet.processes("node1"), "no process is left")
 
 
 def test_what_is_left_before_the_walltime_goes_back_into_the_queue(fleet: Fleet, slurm: SlurmLab) -> None:
