@@ -40,6 +40,7 @@ LAUNCHER = """#!/bin/bash
 printf '%s\\n' "$@" >"$0.argv"
 while [ "${1#/}" = "$1" ] || [ -f "$1" ] && [ ! -x "$1" ]; do shift; done
 trap 'kill $(jobs -p); wait' TERM
+trap 'kill -USR1 $(jobs -p); wait' USR1
 for node in 127.0.0.2 127.0.0.3; do
   unshare --uts bash -c 'hostname "$0"; exec "$@"' "$node" "$@" &
 done

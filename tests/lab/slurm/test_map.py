@@ -20,12 +20,12 @@ JOB = f"""#!/bin/bash
 #SBATCH --requeue --time=00:10:00 --mem=1G --partition=all --output=map.log --open-mode=append
 aegis() {{ {sys.executable} -P -m aegis "$@"; }}
 rm -f sim.log
-aegis sim m --port 0 --ttft-ms 50 --max-num-seqs 4 >sim.log 2>&1 &
+{sys.executable} -P -m aegis sim m --port 0 --ttft-ms 50 --max-num-seqs 4 >sim.log 2>&1 &
+trap "kill $!" EXIT
 until grep -qs 'pid ' sim.log; do sleep 0.1; done
 grep -o '127.0.0.1:[0-9]*' sim.log | head -n 1 >aegis_endpoints.txt
 aegis map rows.jsonl --prompt '{{text}}' --kind embeddings --output out.jsonl --resubmit "$@"
 echo "exit $?"
-kill %1
 """
 
 
