@@ -6,8 +6,6 @@ row is done once more; nothing is ever found twice, for of a row's records the l
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 from array import array
 from collections import deque
@@ -16,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from aegis.errors import AegisError, ConfigError, SiteError
+from aegis.errors import AegisError, ConfigError
 from aegis.files import write_atomically
+from aegis.mapper.held import open_held, trouble, write_all
 from aegis.mapper.records import FORMAT, Head, Record, decode, decode_head, differences, encode
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 MISSING: Final = -1
 BUFFER_BYTES: Final = 1 << 20
-NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
-FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def journal_of(output: Path) -> Path:
@@ -66,11 +63,10 @@ class Journal:
         if output.exists() and not self.path.exists():
             raise self._foreign()
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._file = open_held(self.path, output)
         except OSError as error:
             raise self._error(error) from None
         try:
-            self._lock()
             self.finished = self._open(retry_failed=retry_failed)
         except OSError as error:
             os.close(self._file)
@@ -126,7 +122,7 @@ class Journal:
                 raise self._broken
             data = b"".join([self._pending.popleft() for _ in range(len(self._pending))])
             try:
-                _write_all(self._file, data)
+                write_all(self._file, data)
                 if sync:
                     os.fsync(self._file)
             except OSError as error:
@@ -181,17 +177,6 @@ class Journal:
                 yield record.line
                 yield b"\n"
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SiteError(
-                f"another run works on {self.output}", hint="wait for it, or write to another file"
-            ) from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-
     def _open(self, *, retry_failed: bool) -> bool:
         """Read what is there; return whether the run was finished before."""
         with open(self._file, "rb", buffering=BUFFER_BYTES, closefd=False) as file:
@@ -225,7 +210,7 @@ class Journal:
         head = self._head.line()
         os.ftruncate(self._file, 0)
         os.lseek(self._file, 0, os.SEEK_SET)
-        _write_all(self._file, head)
+        write_all(self._file, head)
         os.fsync(self._file)
         _sync_directory(self.path.parent)
         self._end = self._committed = len(head)
@@ -273,18 +258,7 @@ class Journal:
         return ConfigError(f"{self.output} is there already", hint="remove it, or write to another file")
 
     def _error(self, error: OSError) -> AegisError:
-        if error.errno in FULL:
-            return AegisError(
-                f"{self.output.parent} is full: {error.strerror}",
-                hint="nothing that was written is lost: make room and run the same command to continue",
-            )
-        return SiteError(f"{error.filename or self.path} cannot be used: {error.strerror or error}")
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+        return trouble(error, self.path, self.output.parent)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -6,15 +6,14 @@ its file is then done once more, and its result takes the place of the former. O
 
 from __future__ import annotations
 
-import fcntl
 import os
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import Struct
 
-from aegis.errors import AegisError, ConfigError, SiteError
-from aegis.mapper.journal import FULL, NO_LOCKS
+from aegis.errors import AegisError, ConfigError
+from aegis.mapper.held import open_held, trouble, write_all
 from aegis.mapper.records import Record, decode, encode
 
 if TYPE_CHECKING:
@@ -77,11 +76,10 @@ class Ledger:
         self._lines = 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._file = open_held(self.path, output)
         except OSError as error:
             raise self._error(error) from None
         try:
-            self._lock()
             self._read()
         except OSError as error:
             os.close(self._file)
@@ -147,25 +145,12 @@ class Ledger:
         self._done = {name: done for name, done in self._done.items() if done.failed}
 
     def _write(self, data: bytes, *, sync: bool) -> None:
-        rest = memoryview(data)
         try:
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
+            write_all(self._file, data)
             if sync:
                 os.fsync(self._file)
         except OSError as error:
             raise self._error(error) from None
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SiteError(
-                f"another run works on {self.output}", hint="wait for it, or name another --output"
-            ) from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
 
     def _read(self) -> None:
         with open(self._file, "rb", buffering=1 << 20, closefd=False) as file:
@@ -209,12 +194,7 @@ class Ledger:
         return head
 
     def _error(self, error: OSError) -> AegisError:
-        if error.errno in FULL:
-            return AegisError(
-                f"{self.output} is full: {error.strerror}",
-                hint="nothing that is done is lost: make room and run the same command to continue",
-            )
-        return SiteError(f"{error.filename or self.path} cannot be used: {error.strerror or error}")
+        return trouble(error, self.path, self.output)
 
 
 def _json(text: str) -> str:

@@ -17,7 +17,7 @@ from aegis.mapper.files.crew import Crew
 from aegis.mapper.files.progress import Counts, Progress, left_seconds
 from aegis.mapper.files.publish import ENDINGS, LOG, Form, publish, remove
 from aegis.mapper.files.schedule import Rules, Schedule
-from aegis.mapper.journal import FULL
+from aegis.mapper.held import FULL, full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -261,7 +261,7 @@ class Work:
         elif ended.code == 0 and not ended.error:
             await self._publish(each)
         elif ended.code == 0 and ended.errno in FULL:
-            raise _full(self._output, ended.error)
+            raise full(self._output, ended.error)
         elif each.killed == "gone":
             self._lost(position, f"{address} was lost")
         elif each.killed == "deadline":
@@ -285,7 +285,7 @@ class Work:
                 log.unlink(missing_ok=True)
         except OSError as error:
             if error.errno in FULL:
-                raise _full(self._output, str(error.strerror)) from None
+                raise full(self._output, str(error.strerror)) from None
             await self._fail(each, f"{error.filename}: {error.strerror}")
             return
         self._ledger.add(entry)
@@ -323,13 +323,6 @@ class Work:
 def _take_away(*parts: Path) -> None:
     for each in parts:
         remove(each)
-
-
-def _full(output: Path, why: str) -> AegisError:
-    return AegisError(
-        f"{output} is full: {why}",
-        hint="nothing that is done is lost: make room and run the same command to continue",
-    )
 
 
 def _last_part(name: str) -> str:
