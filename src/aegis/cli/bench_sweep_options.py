@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aegis.cli.flags import format_flags, with_flags
 from aegis.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -109,9 +110,7 @@ def load_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--processes", type=positive, metavar="N", help="Of the load generator (default: as many as it needs)."),
     )  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return with_flags(function, options)
 
 
 def result_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,14 +148,9 @@ def result_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Where sweep.json, .csv and .html go; points that are there already are not measured again.",
         ),
         click.option("--report", is_flag=True, help="Measure nothing: write the files in DIR anew, with these targets and this plan."),
-        click.option(
-            "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of stdout."
-        ),
-        click.option("--json", "--json-mode", "as_json", is_flag=True, help="The same as --format json."),
+        *format_flags("Of stdout."),
     )  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return with_flags(function, options)
 
 
 def check(options: Mapping[str, Any]) -> None:

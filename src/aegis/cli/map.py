@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aegis.cli.flags import with_flags
 from aegis.cli.map_files import files_options
 from aegis.cli.servers import server_options
 from aegis.errors import ConfigError
@@ -31,12 +32,6 @@ SERVER_FLAGS = (
 TAKEN = ("messages", "prompt", "input", "stream")
 SECONDS = click.FloatRange(min=0.001)
 SOME = click.IntRange(min=1)
-
-
-def _with(options: tuple[Callable[..., Any], ...], function: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 def prompt_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,7 +59,7 @@ def prompt_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="What a row is known by (default: custom_id where there is one, else its number).",
         ),
     )
-    return _with(options, function)
+    return with_flags(function, options)
 
 
 def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +76,7 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--resubmit", is_flag=True, help="If something is left at the end, put this Slurm job back into the queue."),
         click.option("--resubmit-with", metavar="COMMAND", help="If something is left at the end, run this: 'qsub job.pbs'."),
     )  # fmt: skip
-    return _with(options, function)
+    return with_flags(function, options)
 
 
 @click.command()

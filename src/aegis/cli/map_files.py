@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from aegis.cli.flags import with_flags
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
@@ -23,9 +25,7 @@ def files_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--scratch", metavar="DIR", help="Where {output} is made (--script).  [default: $TMPDIR, else /dev/shm]"),
         click.option("--keep-logs", is_flag=True, help="Keep what programs print also of files that succeed (--script)."),
     )  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return with_flags(function, options)
 
 
 def run_files_mode(

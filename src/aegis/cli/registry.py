@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aegis.cli.flags import format_flags, with_flags
 from aegis.cli.render import age, printable, table
 from aegis.errors import ConfigError
 from aegis.registry.model import (
@@ -46,7 +47,7 @@ token_option = click.option(
 
 def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the flags that say which registry to ask and how to answer."""
-    options = [
+    options = (
         click.option(
             "--registry-url",
             envvar="AEGIS_REGISTRY_URL",
@@ -69,19 +70,9 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(1, 65535),
         ),
         token_option,
-        click.option(
-            "--format",
-            "form",
-            type=click.Choice(["text", "json"]),
-            default="text",
-            show_default=True,
-            help="json is what the registry sent, as it is.",
-        ),
-        click.option("--json", "--json-mode", "as_json", is_flag=True, help="The same as --format json."),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+        *format_flags("json is what the registry sent, as it is."),
+    )
+    return with_flags(function, options)
 
 
 @click.group()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aegis.cli.flags import with_flags
 from aegis.cli.jobs import open_jobs
 from aegis.cli.registry import connect, token_option
 from aegis.errors import ConfigError, SiteError
@@ -52,9 +53,7 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="File, readable by nobody else, with the key of the servers (default: $VLLM_API_KEY).",
         ),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return with_flags(function, options)
 
 
 def read_key(how: Mapping[str, Any]) -> str | None:

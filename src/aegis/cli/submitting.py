@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from aegis.cli.catalog_options import catalog_deployment, catalog_only
+from aegis.cli.flags import with_flags
 from aegis.cli.jobs import say, waiting_for
 from aegis.cli.options import resolve_options
 from aegis.cli.render import print_json
@@ -36,26 +37,23 @@ def warn(line: str) -> None:
 
 def submission_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the flags of every command that submits."""
-    for option in reversed(
-        (
-            click.option("--dry-run", is_flag=True, help="Print the job script and make nothing."),
-            click.option("--force", is_flag=True, help="Submit what will probably fail."),
-            click.option(
-                "--remote",
-                metavar="USER@HOST",
-                help="Submit on this login node, through ssh: one prompt, one connection.",
-            ),
-            click.option(
-                "--wait-timeout",
-                type=click.FloatRange(min=0),
-                metavar="SECONDS",
-                help="With --wait: wait at most so long.",
-            ),
-            click.option("--json", "--json-mode", "as_json", is_flag=True, help="Print JSON."),
-        )
-    ):
-        function = option(function)
-    return function
+    flags = (
+        click.option("--dry-run", is_flag=True, help="Print the job script and make nothing."),
+        click.option("--force", is_flag=True, help="Submit what will probably fail."),
+        click.option(
+            "--remote",
+            metavar="USER@HOST",
+            help="Submit on this login node, through ssh: one prompt, one connection.",
+        ),
+        click.option(
+            "--wait-timeout",
+            type=click.FloatRange(min=0),
+            metavar="SECONDS",
+            help="With --wait: wait at most so long.",
+        ),
+        click.option("--json", "--json-mode", "as_json", is_flag=True, help="Print JSON."),
+    )
+    return with_flags(function, flags)
 
 
 @contextlib.contextmanager

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import html
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from aegis.bench.sweep.table import problems, table
+from aegis.page import filled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aegis.bench.sweep.document import Point, Sweep
 
-TEMPLATE: Final = Path(__file__).parents[2] / "web" / "sweep.html"
-
 
 def page(sweep: Sweep) -> str:
     """Return the page."""
-    # In a script element only `<` could end it or begin a comment.
-    data = msgspec.json.encode(_picture(sweep)).decode().replace("<", r"\u003c")
-    head, tail = TEMPLATE.read_text(encoding="utf-8").split("{{data}}")
-    return head.replace("{{title}}", html.escape(sweep.question.model)) + data + tail
+    return filled("sweep.html", sweep.question.model, _picture(sweep))
 
 
 def _picture(sweep: Sweep) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from msgspec.structs import replace
 
+from aegis.cli.flags import with_flags
 from aegis.planner.estimator import ESTIMATORS
 from aegis.planner.plan import targets_of
 from aegis.planner.problem import DatabaseMode, Load
@@ -58,9 +59,7 @@ def load_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Input that is in the prefix cache.",
         ),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return with_flags(function, options)
 
 
 def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,9 +83,7 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--request-latency", type=float, metavar="MS", help="Target: the whole request; replaces --tpot."
         ),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return with_flags(function, options)
 
 
 def estimator_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,9 +108,7 @@ def estimator_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Factors from a measured sweep, as `aegis plan calibrate` writes them.",
         ),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return with_flags(function, options)
 
 
 def chosen_calibration(options: dict[str, Any]) -> Calibrations:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from aegis.cli.flags import with_flags
 from aegis.cli.render import print_json
 from aegis.errors import AegisError, ConfigError
 from aegis.planner.task import TOP_N
@@ -69,9 +70,7 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--debug", is_flag=True, help="Show where an internal error comes from."),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return with_flags(function, options)
 
 
 def check_output(options: dict[str, Any]) -> None:
