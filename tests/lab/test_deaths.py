@@ -101,7 +101,7 @@ def test_a_killed_agent_is_started_again(lab: Lab, which: str, port: str | None)
     wait_until(lambda: "started again" in job.log)
     wait_until(lambda: both_healthy(job, *engines), "all healthy again")
     assert not agent.is_alive
-    assert job.endpoints == endpoints
+    wait_until(lambda: job.endpoints == endpoints, "the endpoints file follows the registry")
     assert len(job.find("agent.py")) == 2  # guard and worker
     assert chat(job.endpoints[0], "rehearsal-1B")["choices"]
 
@@ -113,13 +113,13 @@ def test_a_killed_registry_is_started_again(lab: Lab) -> None:
     registry.kill()
     wait_until(lambda: "the registry ended: started again" in job.log, seconds=15)
     wait_until(lambda: both_healthy(job), "the services are there again")
-    assert job.endpoints == endpoints
+    wait_until(lambda: job.endpoints == endpoints, "the endpoints file follows the registry")
     assert engine.is_alive
     # The agents tell it news too, not its journal alone.
     engine.kill()
     wait_until(lambda: job.service(FIRST)["metadata"].get("restarts") == 1)
     wait_until(lambda: both_healthy(job))
-    assert job.endpoints == endpoints
+    wait_until(lambda: job.endpoints == endpoints, "the endpoints file follows the registry")
 
 
 def test_everything_killed_but_the_head_comes_back(lab: Lab) -> None:

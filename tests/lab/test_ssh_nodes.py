@@ -107,7 +107,7 @@ def test_agents_through_ssh_serve_are_replaced_and_end_with_the_launch(lab: Lab,
     wait_until(lambda: f"the agent of node {NODES[1]} ended" in lab.output(process).err)
     wait_until(lambda: len(re.findall(r"rehearsal-1B-1 healthy", lab.output(process).err)) == 2)
     job = lab.job("pbs://4711.pbs")
-    assert job.endpoints == endpoints
+    wait_until(lambda: job.endpoints == endpoints, "the endpoints file, written after that line, names both")
     process.send_signal(signal.SIGTERM)
     assert process.wait(40) == 0, lab.output(process).err
     wait_until(
