@@ -7,6 +7,7 @@ like the real ones it ends its tasks when it is told to end. The nodes are named
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -110,6 +111,20 @@ def test_an_instance_over_both_nodes_dies_with_the_head(lab: Lab, launcher: str)
     assert chat(endpoint, "rehearsal-1B")["choices"]
     process.kill()
     wait_until(lab.is_empty, "every process is gone", 30)
+
+
+def test_the_programs_of_a_map_run_next_to_their_servers(lab: Lab, launcher: str) -> None:
+    (lab.work / "in").mkdir()
+    for number in range(8):
+        (lab.work / "in" / f"{number}.txt").write_text("x" * number)
+    script = "sh -c 'echo $1 $(hostname); sleep 0.2' - {host} {input}"
+    words = f"in --output out --script {shlex.quote(script)}"
+    process = launch(lab, launcher, instances=2, tensor_parallel_size=4, map=words)
+    assert process.wait(60) == 0, lab.output(process).err
+    said = [(lab.work / "out" / f"{number}.txt.out").read_text().split() for number in range(8)]
+    assert all(host == node for host, node in said)
+    assert {host for host, _ in said} == set(NODES)
+    wait_until(lab.is_empty, "every process is gone", 15)
 
 
 def test_outside_of_an_allocation_it_says_so(lab: Lab, launcher: str) -> None:

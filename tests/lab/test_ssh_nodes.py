@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -72,7 +73,7 @@ def ssh(lab: Lab) -> Iterator[Path]:
     process.wait()
 
 
-def launch(lab: Lab, ssh: Path) -> subprocess.Popen[str]:
+def launch(lab: Lab, ssh: Path, **more: str) -> subprocess.Popen[str]:
     nodes = lab.path / "nodes"
     nodes.write_text("".join(f"{node}\n" * 4 for node in NODES))
     lab.environ |= {"PBS_NODEFILE": str(nodes), "PBS_JOBID": "4711.pbs"}
@@ -84,7 +85,9 @@ def launch(lab: Lab, ssh: Path) -> subprocess.Popen[str]:
     }
     (lab.work / "site.yaml").write_text(yaml.safe_dump(profile))
     return lab.start(
-        "launch", "--config", lab.deployment(platform="site.yaml", instances=2, tensor_parallel_size=4)
+        "launch",
+        "--config",
+        lab.deployment(platform="site.yaml", instances=2, tensor_parallel_size=4, **more),
     )
 
 
@@ -124,3 +127,16 @@ def test_a_killed_head_leaves_nothing_on_the_nodes(lab: Lab, ssh: Path) -> None:
         "every agent and server is gone",
         30,
     )
+
+
+def test_the_programs_of_a_map_run_next_to_their_servers(lab: Lab, ssh: Path) -> None:
+    (lab.work / "in").mkdir()
+    for number in range(8):
+        (lab.work / "in" / f"{number}.txt").write_text("x" * number)
+    script = "sh -c 'echo $1 $SSH_CONNECTION; sleep 0.2' - {host} {input}"
+    process = launch(lab, ssh, map=f"in --output out --script {shlex.quote(script)}")
+    assert process.wait(60) == 0, lab.output(process).err
+    said = [(lab.work / "out" / f"{number}.txt.out").read_text().split() for number in range(8)]
+    assert {host for host, *_ in said} == set(NODES)
+    # ssh's own word for where a worker runs: the third is the address that it was reached by
+    assert all(connection[2] == host for host, *connection in said)

@@ -39,7 +39,7 @@ from aegis.fleet.staging import ground_at, site_of
 from aegis.fleet.weights import find_weights, path_of
 from aegis.fleet.work import Work, words_of
 from aegis.registry.model import MAP_TYPE
-from aegis.schedulers.base import RUN_DIR_VARIABLE, SECRET_NAMES
+from aegis.schedulers.base import JOB_VARIABLE, RUN_DIR_VARIABLE, SECRET_NAMES
 from aegis.spec.walltime import format_walltime, parse_walltime
 
 if TYPE_CHECKING:
@@ -231,7 +231,10 @@ class Launch:
         words = words_of(self.deployment.map)
         if self.walltime.limit and self.walltime.local:  # of a scheduler's job it knows the end by itself
             words += ["--walltime", format_walltime(max(1, int(self.walltime.until_notice())))]
-        self.work = Work(words, self.run_dir, {**self.environ, **self.passed}, self.say)
+        environ = {**self.environ, **self.passed, JOB_VARIABLE: self.manifest.job}
+        if self.deployment.platform != "auto":  # may be a file, which nobody finds by its name
+            environ["AEGIS_PLATFORM"] = self.deployment.platform
+        self.work = Work(words, self.run_dir, environ, self.say)
         self.work.start(self.registry.url)
 
     # -- while it serves
