@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from aegis.cli import cli
+from aegis.cli.gateway import KEYS, WithKeys
 from aegis.cli.options import deployment_options
 from aegis.spec.deployment import Deployment, ModelEntry
 from aegis.spec.resolve import SECRET, is_scalar
@@ -49,6 +50,9 @@ def help_texts(command: click.Command, name: str, parent: click.Context | None) 
         command, info_name=name, parent=parent, terminal_width=WIDTH, **command.context_settings
     )
     yield path, "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
+    if isinstance(command, WithKeys):
+        plain = click.Context(click.Command(name), info_name=name, parent=parent)
+        yield from help_texts(command.other(), KEYS, plain)
     if isinstance(command, click.Group):
         for child_name in command.list_commands(context):
             child = command.get_command(context, child_name)
@@ -120,8 +124,10 @@ def flag_names() -> dict[str, str]:
     def nothing() -> None:
         pass
 
-    command = click.command()(deployment_options(nothing))
-    return {str(param.name): "`, `".join([*param.opts, *param.secondary_opts]) for param in command.params}
+    flags: dict[str, list[str]] = {}
+    for param in click.command()(deployment_options(nothing)).params:
+        flags.setdefault(str(param.name), []).extend([*param.opts, *param.secondary_opts])
+    return {name: "`, `".join(found) for name, found in flags.items()}
 
 
 def description(field: msgspec.structs.FieldInfo) -> str:
@@ -152,7 +158,8 @@ def type_text(info: msgspec.inspect.Type) -> str:
         case msgspec.inspect.Metadata():
             text = type_text(info.type)
         case msgspec.inspect.UnionType():
-            text = type_text(next(item for item in info.types if type(item) is not msgspec.inspect.NoneType))
+            items = (item for item in info.types if type(item) is not msgspec.inspect.NoneType)
+            text = " or ".join(map(type_text, items))
         case msgspec.inspect.LiteralType():
             text = ", ".join(f"`{value}`" for value in info.values)
         case msgspec.inspect.IntType():

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from functools import cache
 from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,14 +16,19 @@ from aegis.placement import (
     INTERNAL_OFFSET,
     LAST_PORT,
     PORT_STRIDE,
+    Instance,
     Member,
     Placement,
     nodes_needed,
     place,
+    place_more,
     split,
 )
 from aegis.spec.deployment import ModelEntry
 from aegis.spec.platform import Node
+
+if TYPE_CHECKING:
+    from random import Random
 
 AURORA = Node(
     devices=12,
@@ -358,3 +364,118 @@ def test_thousands_of_nodes_are_placed_in_order() -> None:
     placement = place([model(12, instances=3000)], AURORA, port_start=8000)
     assert placement.nodes == 3000
     assert [instance.members[0].node for instance in placement.instances] == list(range(3000))
+
+
+# Beside what runs
+
+
+def more(
+    running: list[Instance], number: int, entry: ModelEntry, count: int, nodes: list[int], **keys: Any
+) -> list[Instance]:
+    node = keys.pop("node", Node(devices=8))
+    return list(place_more(number, entry, count, node, running, nodes=nodes, port_start=8000, **keys))
+
+
+SIZES = st.sampled_from([1, 2, 3, 4, 8, 12, 16])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(SIZES, st.integers(1, 4)), min_size=1, max_size=3),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), max_size=5),
+    st.integers(0, 4),
+    st.randoms(use_true_random=False),
+)
+def test_what_is_added_never_touches_what_runs(
+    mix: list[tuple[int, int]], wishes: list[tuple[int, int]], spare: int, random: Random
+) -> None:
+    models = [model(size, instances=count, name=f"M{at}") for at, (size, count) in enumerate(mix)]
+    first = place(models, AURORA, port_start=8000, reserved_ports={8003, 9100})
+    running = list(first.instances)
+    nodes = list(range(first.nodes + spare))
+    for at, count in wishes:
+        number = at % len(models)
+        for gone in random.sample(running, k=random.randint(0, len(running) // 2)):
+            running.remove(gone)
+        keys = {"node": AURORA, "reserved_ports": {8003, 9100}}
+        try:
+            new = more(running, number, models[number], count, nodes, **keys)
+        except PlacementError:
+            continue
+        assert len(new) == count
+        assert not {(each.model, each.index) for each in new} & {(each.model, each.index) for each in running}
+        spread, size = split(models[number], 12)
+        for each in new:
+            assert len(each.members) == spread
+            assert len({member.node for member in each.members}) == spread
+            assert [member.rank for member in each.members] == list(range(spread))
+            assert {len(member.devices) for member in each.members} == {size}
+        running += new
+        held = by_node(Placement(len(nodes), tuple(running)))
+        assert set(held) <= set(nodes)
+        for members in held.values():
+            devices = [device for member in members for device in member.devices]
+            assert len(set(devices)) == len(devices)
+            assert set(devices) <= set(range(12))
+            ports = [
+                port
+                for member in members
+                for port in (member.port, *range(member.internal_port, member.internal_port + PORT_STRIDE))
+            ]
+            assert len(set(ports)) == len(ports)
+            assert not {8003, 9100} & set(ports)
+
+
+def test_nodes_in_use_are_filled_before_a_spare_one_is_begun() -> None:
+    running = list(place([model(4)], Node(devices=8), port_start=8000).instances)
+    new = more(running, 0, model(4), 2, [0, 1])
+    assert [(each.index, each.members[0].node) for each in new] == [(1, 0), (2, 1)]
+    assert new[0].members[0].devices == (4, 5, 6, 7)
+    assert (new[0].members[0].port, new[1].members[0].port) == (8001, 8000)
+
+
+def test_free_numbers_and_slots_are_used_again() -> None:
+    running = list(place([model(2, instances=3)], Node(devices=8), port_start=8000).instances)
+    (new,) = more([running[0], running[2]], 0, model(2), 1, [0])
+    assert new == running[1]
+
+
+def test_an_instance_over_nodes_is_added_over_nodes() -> None:
+    running = list(place([model(4)], Node(devices=8), port_start=8000).instances)
+    (new,) = more(running, 1, model(16), 1, [0, 1, 2])
+    assert [member.node for member in new.members] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("entry", "count", "nodes", "said"),
+    [
+        (
+            model(4),
+            2,
+            [0],
+            "2 more instances take 4 devices on one node each for M; only 1 of them fits: none is free",
+        ),
+        (
+            model(8),
+            1,
+            [0, 1],
+            "1 more instance takes 8 devices on one node for M; 5 are free on 2 nodes, 4 at most on one",
+        ),
+        (
+            model(16),
+            1,
+            [0],
+            "1 more instance takes 8 devices on each of 2 nodes for M; 4 are free on one node",
+        ),
+        (model(1), 1, [], "1 more instance takes 1 device on one node for M; none is free"),
+    ],
+)
+def test_what_is_free_is_said_where_it_does_not_fit(
+    entry: ModelEntry, count: int, nodes: list[int], said: str
+) -> None:
+    seven = Instance(1, 0, (Member(0, 1, 0, tuple(range(7)), (), 8000, 9000),))
+    running = [*place([model(4)], Node(devices=8), port_start=8000).instances, seven]
+    with pytest.raises(PlacementError) as error:
+        more(running, 0, entry, count, nodes)
+    assert error.value.message == said
+    assert "--new-job" in str(error.value.hint)

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from aegis.bench.loop import READABLE, Loop
-from aegis.bench.processes import raise_file_limit
+from aegis.processes import raise_file_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

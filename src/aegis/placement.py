@@ -123,6 +123,62 @@ def place(
     return Placement(nodes=nodes, instances=tuple(instances))
 
 
+def place_more(
+    model: int,
+    entry: ModelEntry,
+    count: int,
+    node: Node,
+    running: Collection[Instance],
+    *,
+    nodes: Sequence[int],
+    port_start: int,
+    reserved_ports: Collection[int] = (),
+) -> tuple[Instance, ...]:
+    """Place further instances of a model beside what runs, by the same rules; what runs stays where it is.
+
+    Args:
+        model: index into the deployment's models.
+        entry: that model.
+        count: how many more.
+        node: the nodes, all alike.
+        running: everything that holds devices and ports.
+        nodes: indices of those that may be used. One that is in use is filled before an empty one is begun: that is a spare.
+        port_start: as for `place`.
+        reserved_ports: as for `place`.
+
+    Returns:
+        The further instances, with the lowest numbers that are free.
+
+    Raises:
+        PlacementError: not all of them fit.
+    """
+    spread, size = split(entry, _devices(node))
+    taken: dict[int, set[int]] = {number: set() for number in nodes}
+    slots: dict[int, set[int]] = {number: set() for number in nodes}
+    for member in (each for instance in running for each in instance.members if each.node in taken):
+        taken[member.node].update(member.devices)
+        slots[member.node].add(member.slot)
+    used = {instance.index for instance in running if instance.model == model}
+    indices = [index for index in range(len(used) + count) if index not in used][:count]
+    placed: list[Instance] = []
+    for index in indices:
+        room = [number for number in nodes if _devices(node) - len(taken[number]) >= size]
+        if len(room) < spread:
+            free = {number: _devices(node) - len(devices) for number, devices in taken.items()}
+            raise _too_few_devices(entry, count, len(placed), free, (spread, size))
+        room.sort(key=lambda number: -len(taken[number]))  # stable: else in the order of the nodes
+        members = []
+        for rank, number in enumerate(sorted(room[:spread])):
+            slot = min(set(range(len(slots[number]) + 1)) - slots[number])
+            (devices,) = _masks([size], node, taken[number])
+            ports = _ports(max({slot, *slots[number]}) + 1, port_start, reserved_ports)[slot]
+            members.append(Member(rank, number, slot, devices, _cpus(devices, node), *ports))
+            taken[number].update(devices)
+            slots[number].add(slot)
+        placed.append(Instance(model, index, tuple(members)))
+    return tuple(placed)
+
+
 def nodes_needed(models: Sequence[ModelEntry], node: Node) -> int:
     """Return how many nodes `place` uses."""
     return sum(repeat for _, repeat in _pack(_groups(models, _devices(node)), _devices(node)))
@@ -243,10 +299,11 @@ def _layout(
     ]
 
 
-def _masks(sizes: Sequence[int], node: Node) -> list[tuple[int, ...]]:
-    """Choose disjoint devices for members of these falling sizes; straddle sockets and cards last."""
-    known = [[device for device in socket if device < _devices(node)] for socket in node.sockets]
-    rest = set(range(_devices(node))).difference(*known)
+def _masks(sizes: Sequence[int], node: Node, taken: Collection[int] = ()) -> list[tuple[int, ...]]:
+    """Choose disjoint devices, of those that are not taken, for members of these falling sizes; straddle sockets and cards last."""
+    free = set(range(_devices(node))).difference(taken)
+    known = [[device for device in socket if device in free] for socket in node.sockets]
+    rest = free.difference(*known)
     sockets = [sorted(socket) for socket in (*known, rest) if socket]
     masks = []
     for size in sizes:
@@ -327,6 +384,25 @@ def _too_few_nodes(models: Sequence[ModelEntry], devices: int, nodes: int, avail
     return PlacementError(
         f"{demand}; {offered}",
         hint=f"ask for {nodes} nodes, or for fewer instances or smaller parallel sizes",
+    )
+
+
+def _too_few_devices(
+    model: ModelEntry, count: int, placed: int, free: dict[int, int], shape: tuple[int, int]
+) -> PlacementError:
+    spread, size = shape
+    devices = f"{size} {'device' if size == 1 else 'devices'}"
+    each = f"{devices} on each of {spread} nodes" if spread > 1 else f"{devices} on one node"
+    left = sorted((number for number in free.values() if number), reverse=True)
+    if len(left) > 1:
+        offered = f"{sum(left)} are free on {len(left)} nodes, {left[0]} at most on one"
+    else:
+        offered = f"{left[0]} {'is' if left[0] == 1 else 'are'} free on one node" if left else "none is free"
+    fitting = f"only {placed} of them {'fits' if placed == 1 else 'fit'}: " if placed else ""
+    more = "1 more instance takes" if count == 1 else f"{count} more instances take"
+    return PlacementError(
+        f"{more} {each} {'' if count == 1 else 'each '}for {model.name}; {fitting}{offered}",
+        hint="`--new-job` submits a further job for them",
     )
 
 

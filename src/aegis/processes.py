@@ -51,3 +51,13 @@ def _signal_by_pid(pid: int, started: int, number: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def raise_file_limit() -> None:
+    """Let this process and its children open as many files and connections as the system grants."""
+    import contextlib  # noqa: PLC0415 - start-up time
+    import resource  # noqa: PLC0415 - as above
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

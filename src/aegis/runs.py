@@ -63,6 +63,10 @@ class Manifest(Struct, kw_only=True):
         default=None, name="server_address"
     )  # as vec-inf's scripts look for it
     endpoints_file: str | None = None
+    service: str | None = None  # that the job is found by, with those that stand in for it
+    predecessor: str | None = None  # job that it takes over from
+    successor: str | None = None  # job that takes over from it
+    gateways: list[str] = []  # host:port of those that are healthy
     deployment: dict[str, Any] = {}
 
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegis.api.targets import Target, Targets, ask_all, models_of, parse_endpoints, read_endpoints
+from aegis.api.targets import (
+    POLL_SECONDS,
+    Target,
+    Targets,
+    ask_all,
+    models_of,
+    parse_endpoints,
+    read_endpoints,
+)
 from aegis.errors import ConfigError, RegistryUnreachable, SiteError
 from aegis.files import write_atomically
 from aegis.registry.client import RegistryClient
+from aegis.registry.model import NO_ENGINE
 from tests.api.conftest import Sim, Site, wait_until
 from tests.ports import free_port
 from tests.registry.conftest import push, report
@@ -119,6 +129,26 @@ def test_a_registry_is_followed(site: Site) -> None:
         client.push(push("n1", report("a-0", status="failed"), report("a-1")))
         _, now = targets.wait(revision, 30)
         assert now == (Target("h", 8000, (), "h", "a-1"),)
+
+
+def test_what_stands_before_servers_or_tells_of_itself_is_none(site: Site) -> None:
+    client = site.client()
+    others = [report(name, service_type=name) for name in sorted(NO_ENGINE)]
+    client.push(push("n", report("a-0"), report("b", status="draining"), *others))
+    targets = Targets.from_registry(client)
+    assert [each.instance for each in targets.now()[1]] == ["a-0"]
+    assert [each.url for each in targets.registries] == [site.url]
+
+
+def test_changes_arrive_at_once(site: Site) -> None:
+    client = site.client()
+    began = time.monotonic()
+    with Targets.from_registry(client) as targets:
+        for number in range(20):
+            revision, _ = targets.now()
+            client.push(push("n", report(f"a-{number}")))
+            assert targets.wait(revision, 30)[0] != revision
+    assert time.monotonic() - began < 20 * POLL_SECONDS, "nobody sleeps between two watches"
 
 
 def test_a_registry_that_is_not_there() -> None:

@@ -58,6 +58,14 @@ TOP: dict[str, tuple[Any, str | None, list[str], Any]] = {
     "stager": ("mpi", "none", ["tcp"], "tcp"),
     "map": ("a --output b", "c --output d", ["e --output f"], "e --output f"),
     "prebuilt": ("/file", "/variable", ["/flag"], "/flag"),
+    "gateways": (1, "2", ["per-node"], "per-node"),
+    "gateway_port": (9002, "9102", ["9202"], 9202),
+    "gateway_keys": ("/file", "/variable", ["/flag"], "/flag"),
+    "service": ("file", "variable", ["flag"], "flag"),
+    "keep_alive": (False, "false", [], True),
+    "until": ("1-00:00:00", "2-00:00:00", ["2027-01-31T08:00"], "2027-01-31T08:00"),
+    "overlap": ("00:01:00", "00:02:00", ["00:03:00"], "00:03:00"),
+    "spare_nodes": (1, "2", ["3"], 3),
     "wait": (False, "false", [], True),
 }
 MODEL: dict[str, tuple[Any, str | None, list[str], Any]] = {
@@ -77,6 +85,13 @@ MODEL: dict[str, tuple[Any, str | None, list[str], Any]] = {
     "env": ({"A": "file"}, None, ["A=flag"], {"A": "flag"}),
 }
 CASES = {**TOP, **MODEL}
+NEEDS: dict[str, dict[str, Any]] = {  # what else has to be said for a key to mean anything
+    "gateway_port": {"gateways": 1},
+    "gateway_keys": {"gateways": 1},
+    "keep_alive": {"walltime": "01:00:00"},
+    "until": {"keep_alive": True, "walltime": "01:00:00"},
+    "overlap": {"keep_alive": True, "walltime": "01:00:00"},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +121,7 @@ def test_flag_beats_variable_beats_file(
     entry = {"model": "m", "engine": key.split("_")[1] if key.startswith("extra_") else "vllm"}
     top: dict[str, Any] = {"models": [entry]} if in_list else entry
     (entry if key in MODEL else top)[key] = in_file
+    top |= NEEDS.get(key, {})
     lines = [f"{name}: {json.dumps(value)}" for name, value in top.items()]
     (tmp_path / "f.yaml").write_text("\n".join(lines))
     line = next(
@@ -124,6 +140,24 @@ def test_flag_beats_variable_beats_file(
     flag = f"--{key.replace('_', '-')}"
     value, origin = shown(aegis(*command, flag, *words), key)
     assert (value, origin.rpartition(", ")[2]) == (by_flag, flag)
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        (["--gateway"], 1),
+        (["--gateway", "--gateways", "2"], 2),
+        (["--gateways", "2", "--gateway"], 1),
+        (["--gateways", "0"], 0),
+        ([], "per-node"),
+    ],
+)
+def test_one_gateway_has_a_flag_of_its_own(
+    aegis: Callable[..., Outcome], tmp_path: Path, words: list[str], count: object
+) -> None:
+    (tmp_path / "f.yaml").write_text("model: m\ngateways: per-node\n")
+    said = aegis("config", "show", "--config", "f.yaml", "--json", *words)
+    assert json.loads(said.out)["gateways"] == count
 
 
 @pytest.mark.parametrize("key", [key for key, (value, *_) in CASES.items() if value is False])

@@ -74,6 +74,7 @@ class Servers:
 
     def __init__(self, **states: str) -> None:
         self.states: dict[str, str] = states or {"m-0": "healthy"}
+        self.others: list[Service] = []  # that the registry lists besides
         self.registry_down = False
         self.healthy = True
         self.busy = 0
@@ -105,7 +106,7 @@ class Servers:
                 self.on_stop()
                 return 200, b"{}"
             return 200, msgspec.json.encode(self.service(path.split("/")[2]))
-        return 200, msgspec.json.encode([self.service(name) for name in self.states])
+        return 200, msgspec.json.encode([*map(self.service, self.states), *self.others])
 
     def service(self, name: str) -> Service:
         return Service(

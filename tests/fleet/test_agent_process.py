@@ -46,7 +46,7 @@ CAUSES = [
     ["Address already in use", "port is taken: address already in use", False],
     ["model not found: (.*)", "model not found: {}", True],
 ]
-NAMES = {"running": ["vllm:num_requests_running"], "tokens": ["vllm:generation_tokens_total"]}
+NAMES = {"running": ["vllm:num_requests_running"], "generation_tokens": ["vllm:generation_tokens_total"]}
 
 # What it does is told by files in its folder: health, canary (a code, or `hang`), running, tokens, say (its last words),
 # child (a process in a session of its own), deaf (to TERM). What it saw is written beside them.

@@ -9,14 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aegis.fleet.agent.diagnosis import parse_metrics
+from aegis.fleet.agent.load import parse_metrics
 from aegis.fleet.agent.vitals import Policy, Probe, Vitals
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "vllm"
 NAMES = {
     "running": ["vllm:num_requests_running"],
     "waiting": ["vllm:num_requests_waiting"],
-    "tokens": ["vllm:generation_tokens_total", "vllm:prompt_tokens_total"],
+    "prompt_tokens": ["vllm:prompt_tokens_total"],
+    "generation_tokens": ["vllm:generation_tokens_total"],
     "kv_cache": ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"],
 }
 PATIENCE = {
@@ -225,7 +226,13 @@ def test_a_crash_loop_of_years_does_not_overflow() -> None:
 
 def test_the_metrics_page_of_a_real_server() -> None:
     found = parse_metrics((FIXTURES / "metrics.txt").read_text(), NAMES)
-    assert found == {"running": 0.0, "waiting": 0.0, "tokens": 2024.0 + 3399.0, "kv_cache": 0.0}
+    assert found == {
+        "running": 0.0,
+        "waiting": 0.0,
+        "prompt_tokens": 3399.0,
+        "generation_tokens": 2024.0,
+        "kv_cache": 0.0,
+    }
 
 
 def test_labels_are_summed() -> None:

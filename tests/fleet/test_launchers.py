@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,10 +15,10 @@ from aegis.fleet.launchers import ENDED_BY_ITSELF, Each, Together, agent_command
 from aegis.fleet.nodes import ANY, Host
 from aegis.runs import RunDir
 from aegis.spec.platform import Platform
+from aegis.step import MOST_APART
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 HOSTS = [Host(name, f"{name}.hsn", ANY) for name in ("n1.site", "n2.site")]
 PATIENCE = 20.0
@@ -127,6 +128,34 @@ def test_mpiexec_starts_one_on_each_node(run: RunDir, programs: Path) -> None:
     words = given(programs, "mpiexec")
     assert words[:7] == ["-n", "2", "-ppn", "1", "--hostfile", f"{run.path}/hosts", "--site-flag"]
     agents.stop()
+
+
+@pytest.mark.parametrize("nodes", [2, 600])
+def test_with_a_node_to_spare_each_has_an_mpiexec_of_its_own(run: RunDir, programs: Path, nodes: int) -> None:
+    platform = Platform(name="p", launcher="mpiexec", launcher_args=("--site-flag",))
+    hosts = [Host(f"n{number}.site", f"n{number}.hsn", ANY) for number in range(nodes)]
+    agents = agents_for(platform, run, hosts, sys.executable, {**os.environ, "CODE": "9"}, spare=True)
+    agents.start()
+    words = given(programs, "mpiexec")
+    if nodes > MOST_APART:  # the head has not that many processes
+        assert words[:2] == ["-n", "600"]
+    else:
+        node = words[words.index("--node") + 1]
+        assert words[:5] == ["-n", "1", "-ppn", "1", "--hostfile"]
+        assert words[6] == "--site-flag"
+        assert Path(words[5]).read_text() == f"{node}\n"
+        assert len(list(run.path.glob("hosts.*"))) == 2
+        wait_until(lambda: agents.check() is not None and len(agents.given_up) == 2)
+        assert not agents.running
+    agents.stop()
+
+
+def test_who_is_started_after_a_change_reads_the_orders_of_the_run_directory(run: RunDir) -> None:
+    before = agent_command(run, "python", "n1", "/local/folder")
+    after = agent_command(run, "python", "n1", "/local/folder", outdated=True)
+    assert before[2:4] == ["/local/folder/agent.pyz", "/local/folder/fleet.jsonl"]
+    assert after[2:4] == ["/local/folder/agent.pyz", str(run.fleet)]
+    assert after[4:] == before[4:]
 
 
 def test_through_ssh_each_agent_is_one_quoted_command(run: RunDir, programs: Path, tmp_path: Path) -> None:

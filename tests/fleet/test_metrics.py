@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aegis.counts import Histogram
 from aegis.engines import engine
 from aegis.engines.base import METRICS, load_names
-from aegis.fleet.agent.diagnosis import parse_metrics
+from aegis.fleet.agent.load import HISTOGRAMS, parse_metrics
 from aegis.fleet.metrics.exposition import samples
 from aegis.fleet.metrics.figures import figures
-from aegis.fleet.metrics.histogram import Histogram
 from aegis.fleet.metrics.reading import Reading, read
 
 RECORDED = (Path(__file__).parents[1] / "fixtures" / "vllm" / "metrics.txt").read_text()
@@ -330,10 +330,38 @@ def test_every_engine_names_every_quantity(kind: str) -> None:
     assert set(engine(kind).metrics) == set(METRICS)
 
 
-def test_the_agent_sees_the_same_page_by_the_same_names() -> None:
-    names = {name: list(group) for name, group in load_names(engine("vllm").metrics).items()}
-    assert parse_metrics(RECORDED, names) == {"running": 0, "waiting": 0, "kv_cache": 0, "tokens": 5423}
+@pytest.mark.parametrize(("page", "kind"), [(RECORDED, "vllm"), (OLDER_VLLM, "vllm"), (SGLANG, "sglang")])
+def test_the_agent_reads_a_page_as_we_do(page: str, kind: str) -> None:
+    names = {name: list(group) for name, group in load_names(engine(kind).metrics).items()}
+    load = parse_metrics(page, names)
+    reading = read(page, 0.0)
+    ours = {**reading.values, "prompt_tokens": reading.values["prompt_progress"]}
+    ours["generation_tokens"] = reading.values["generation_progress"]
+    numbers = {name: value for name, value in load.items() if name not in HISTOGRAMS}
+    assert numbers == {name: value for name, value in ours.items() if name in names}
+    for name in HISTOGRAMS:
+        told, known = load.get(name), reading.latencies.get(name)
+        assert (told is None) == (known is None)
+        if told and known:
+            theirs = Histogram({float(bound): n for bound, n in told["buckets"].items()}, told["sum"])
+            assert (theirs.count, theirs.sum) == (known.count, known.sum)
+            assert [theirs.quantile(q) for q in (0.1, 0.5, 0.99)] == [
+                known.quantile(q) for q in (0.1, 0.5, 0.99)
+            ]
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "sim"])
+def test_the_agent_counts_what_ranks_tell_alike_once(kind: str) -> None:
+    names = {name: list(group) for name, group in load_names(engine(kind).metrics).items()}
+    running, kv_cache = names["running"][0], names["kv_cache"][0]
+    page = "".join(
+        f'{running}{{dp_rank="{dp}",tp_rank="{tp}"}} 4\n{kv_cache}{{dp_rank="{dp}",tp_rank="{tp}"}} 0.{dp}\n'
+        for dp in (2, 4)
+        for tp in range(8)
+    )
+    page += f'{running}{{dp_rank="2",priority="7"}} 3\n'
+    assert parse_metrics(page, names) == pytest.approx({"running": 8.0, "kv_cache": 0.3})
 
 
 def test_a_reading_without_counters_continues() -> None:
-    assert Reading(taken=1.0).continues(Reading(taken=0.0))
+    assert Reading(taken=1.0).counted.continues(Reading(taken=0.0).counted)

@@ -20,13 +20,13 @@ from aegis.fleet.nodes import Host, local_hosts
 from aegis.fleet.order import (
     LINKED_PUSH_SECONDS,
     NO_PROXY_NODES,
-    PUSH_SECONDS,
     Fleet,
     NodeOrder,
     Weights,
     fleet_file,
     node_orders,
     port_block,
+    push_seconds,
     service_names,
 )
 from aegis.placement import PORT_STRIDE, place
@@ -113,7 +113,8 @@ def test_nothing_on_a_node_is_given_twice(entries: list[ModelEntry]) -> None:
             assert len(set(given_out)) == len(given_out)
         assert 8471 not in ports
         linked = any(order.metadata["members"] > 1 for order in node.instances)
-        assert node.push_interval == (LINKED_PUSH_SECONDS if linked else PUSH_SECONDS)
+        usual = push_seconds(len(made.hosts))
+        assert node.push_interval == (min(usual, LINKED_PUSH_SECONDS) if linked else usual)
         block = port_block(made.placement)
         assert all(order.port_block == block for order in node.instances)
         moved = {port + block for port in ports}

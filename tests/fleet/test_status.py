@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from aegis.fleet.tunnel import find_server
+from aegis.registry.model import Service
 from aegis.schedulers.base import JobStatus
 from tests.fleet.jobs_site import RUNNING, Servers, Site
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aegis.fleet.status import JobView
+    from aegis.registry.model import Status
 
 ONE = "slurm://1"
 FAILED = JobStatus(state="FAILED", word="FAILED", exit_code=1, reason="ended with exit code 1", ended=90.0)
@@ -66,6 +69,53 @@ def test_a_job_that_serves(site: Site, servers: Servers) -> None:
     )
     assert said.time_left == pytest.approx(3540, abs=5)
     assert not said.final
+
+
+def gateway(position: int, status: Status, job: str = ONE) -> Service:
+    return Service(
+        service_id=f"gateway-{position}",
+        host="node1",
+        port=8080 + position,
+        service_type="gateway",
+        status=status,
+        last_seen=time.time(),
+        metadata={"job": job, "node": "node1", "position": position, "reason": "broken"},
+    )
+
+
+def test_the_base_url_is_that_of_the_first_gateway_and_no_gateway_is_a_server(
+    site: Site, servers: Servers
+) -> None:
+    servers.others = [gateway(1, "healthy"), gateway(0, "failed"), gateway(2, "healthy", "slurm://9")]
+    site.job(ONE, RUNNING, state="READY", ready=1.0, instances=1, registry_url=servers.url)
+    said = view(site)
+    assert said.base_url == "http://node1:8081/v1"
+    assert (said.healthy, [each.service_id for each in said.services]) == (1, ["m-0"])
+    assert [each.service_id for each in said.gateways] == ["gateway-0", "gateway-1"]
+    assert said.reason == ""  # a gateway that failed is no trouble of the servers
+    servers.others = [gateway(0, "starting")]
+    assert view(site).base_url == f"http://{servers.address}/v1"
+    servers.states = {"m-0": "starting"}
+    servers.others = [gateway(0, "healthy")]
+    assert (view(site).model_status, view(site).base_url) == ("LAUNCHING", None)
+
+
+def test_a_tunnel_leads_to_a_gateway_where_there_is_one(site: Site, servers: Servers) -> None:
+    site.job(ONE, RUNNING, state="READY", ready=1.0, registry_url=servers.url)
+    assert find_server(site.jobs(), ONE, None).name == "m-0"
+    servers.others = [gateway(0, "failed"), gateway(1, "healthy")]
+    found = find_server(site.jobs(), ONE, None)
+    assert (found.name, found.address, found.node) == ("gateway-1", "node1:8081", "node1")
+    assert find_server(site.jobs(), ONE, "m-0").address == servers.address
+
+
+def test_where_the_registry_is_silent_the_gateways_are_those_it_named_last(
+    site: Site, servers: Servers
+) -> None:
+    servers.registry_down = True
+    site.job(ONE, RUNNING, state="READY", ready=1.0, registry_url=servers.url, gateways=["node1:8080"])
+    (site.run(ONE).path / "endpoints").write_text(f"{servers.address}\n")
+    assert view(site).base_url == "http://node1:8080/v1"
 
 
 def test_failed_servers_are_told(site: Site, servers: Servers) -> None:

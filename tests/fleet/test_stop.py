@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import structs
 
 from aegis.errors import DeadlineError, NotFoundError, SiteError
 from aegis.fleet.stop import Wish, keeper, stop
@@ -73,6 +74,15 @@ def test_servers_are_drained_and_stopped_and_the_job_ends_by_itself(
     assert servers.busy == 0
     assert site.slurm.cancelled == []
     assert shut(site) == ["slurm://1 has ended already: shut down through the registry"]
+
+
+def test_gateways_stay_until_the_servers_have_answered(
+    site: Site, servers: Servers, serving: Callable[..., None]
+) -> None:
+    serving()
+    servers.others = [structs.replace(servers.service("m-0"), service_id="gateway-0", service_type="gateway")]
+    shut(site)
+    assert servers.posts == ["/services/m-0/drain", "/stop"]
 
 
 def test_busy_servers_are_not_waited_for_for_ever(

@@ -142,7 +142,7 @@ def push(node: str, *reports: Report) -> Push:
 
 
 @contextmanager
-def running(store: Store, clock: Clock, **options: Any) -> Iterator[Site]:
+def running(store: Store, clock: Clock, port: int = 0, **options: Any) -> Iterator[Site]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -153,7 +153,7 @@ def running(store: Store, clock: Clock, **options: Any) -> Iterator[Site]:
     async def start() -> web.AppRunner:
         runner = web.AppRunner(make_app(store, **options), shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
         return runner
 
     async def finish() -> None:

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from aegis import __version__
 from aegis.errors import ConfigError
+from aegis.schedulers.base import After
 from aegis.schedulers.pbs import Pbs
 from aegis.schedulers.pbs.directives import job_shell
 from aegis.schedulers.transport import Here
@@ -22,6 +24,7 @@ from .pbs_recordings import FOLDER, SERVER
 from .pbs_requests import component, request
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from aegis.schedulers.base import JobRequest
@@ -43,6 +46,9 @@ SCRIPTS: dict[str, JobRequest] = {
     ),
     "shares": request(component(resources={**SMALL, "device_type": "gpu_model=a100"})),
     "named-nodes": request(component(resources={"nodes": 3, "cpus": 8, "nodelist": "x1, x2"})),
+    "keep-alive": request(
+        service="chat", after=After(job="pbs://1025.aurora-pbs-0001", seconds=36000, time=1_800_000_000.0)
+    ),
     "two-models": request(
         component(resources={**SMALL, "nodes": 2}),
         component("Qwen/Qwen3-0.6B", folder="/home/me/.aegis-logs/Qwen3", resources={"walltime": "02:00:00"}),
@@ -54,6 +60,16 @@ HOSTILE = [
     *("-x", "\\", "#", "a:b", "a,b", "x y/../z"),
 ]
 UNSPEAKABLE = ["a\nb", "\n#PBS -q evil", "\t", "\r", "\x1b[2J", "é🎉", "a\u2028b"]
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """PBS reads times in the zone of whoever submits."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
 
 
 def directives(**resources: Any) -> list[str]:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aegis import __version__
+from aegis.schedulers.base import After
 from aegis.schedulers.script import JobShell, script
 from aegis.spec.deployment import Deployment, ModelEntry
 from aegis.spec.dump import dump_deployment
@@ -77,6 +78,19 @@ def test_the_local_script() -> None:
     resolved = resolve(FILE, {"platform": "local"}, {}, Site((BUILT_IN,), "laptop", lambda _: False))
     text = script(request(component(deployment=dump_deployment(resolved.deployment, brief=True))))
     assert text == GOLDEN.read_text(encoding="utf-8").replace("VERSION", __version__)
+
+
+def test_a_successor_is_told_whom_it_takes_over_from(tmp_path: Path) -> None:
+    hostile = "local://k3f9; touch 'X' $(touch X)"
+    lines = script(request(after=After(job=hostile, failed_starts=2))).splitlines()
+    start = lines.index("cd -- /home/me/project || exit 3") + 1
+    file = tmp_path / "part.sh"
+    file.write_text(
+        "\n".join([*lines[start : start + 2], 'printf "%s" "$AEGIS_PREDECESSOR $AEGIS_FAILED_STARTS"'])
+    )
+    done = subprocess.run(["bash", file], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == f"{hostile} 2"
+    assert not (tmp_path / "X").exists()
 
 
 def test_directives_and_setup_stand_where_they_belong() -> None:

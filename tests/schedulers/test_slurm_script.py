@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from aegis import __version__
 from aegis.errors import ConfigError
+from aegis.schedulers.base import After
 from aegis.schedulers.slurm import Slurm
 from aegis.schedulers.slurm.directives import foreign, job_shell
 from aegis.schedulers.transport import Here
@@ -63,6 +64,7 @@ SCRIPTS: dict[str, JobRequest] = {
         ),
         name='a "b" c\\d',
     ),
+    "keep-alive": request(service="chat", after=After(job="slurm://1234", seconds=35999, failed_starts=1)),
     "two-models": request(
         component(resources={**SHARE, "nodes": 2, "queue": "a40"}),
         component("Qwen/Qwen3-0.6B", folder="/home/me/.aegis-logs/Qwen3", resources={**SHARE, "devices": 1}),

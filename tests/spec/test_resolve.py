@@ -169,6 +169,27 @@ def test_a_flag_that_mends_the_file_still_hears_of_the_mistake(here: Path) -> No
             {},
             "f.yaml:3: `registry_port` and `port_start` are the same port",
         ),
+        (
+            "model: m\nregistry_port: 8080",
+            {"gateways": "1", "gateway_port": "8080"},
+            "--gateway-port: `gateway_port` and `registry_port` are the same port",
+        ),
+        ("model: m\ngateways: two", {}, "f.yaml:2: `gateways` cannot be `two` (a number, or per-node)"),
+        (
+            "model: m\ngateways: per_node\ngateway_keys: k",
+            {},
+            "f.yaml:2: `gateways` cannot be `per_node` (did you mean `per-node`?)",
+        ),
+        (
+            "model: m\ngateways: true",
+            {},
+            "f.yaml:2: `gateways` should be a whole number or text, not `true` (a number, or per-node)",
+        ),
+        (
+            "model: m\ngateway_keys: k",
+            {},
+            "f.yaml:2: `gateway_keys` is given, but no gateway is asked for (set `gateways: 1`, or `gateways: per-node`)",
+        ),
         ("model: m", {"queue": "caf\udce9"}, "--queue: `queue` is not UTF-8 text"),
         (
             "model: m",
@@ -186,6 +207,29 @@ def test_a_flag_that_mends_the_file_still_hears_of_the_mistake(here: Path) -> No
 )
 def test_meaning_that_types_cannot_check(here: Path, text: str, flags: dict[str, Any], problem: str) -> None:
     assert problems(text, **flags) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "found"),
+    [
+        ("gateways: 2", None, 2),
+        ("gateways: per-node", None, "per-node"),
+        ("gateways: per-node", "0", 0),
+        ("gateways: 2", "per-node", "per-node"),
+        ("account: a", None, None),
+    ],
+)
+def test_how_many_gateways(here: Path, text: str, given: str | None, found: object) -> None:
+    assert resolved(f"model: m\n{text}", gateways=given).deployment.gateways == found
+
+
+def test_what_an_environment_says_of_all_gateways_asks_for_none(here: Path) -> None:
+    environ = {"AEGIS_GATEWAY_KEYS": "/keys", "AEGIS_GATEWAY_PORT": "9000"}
+    without = resolved("model: m", environ=environ)
+    assert (without.deployment.gateway_keys, without.deployment.gateway_port) == (None, None)
+    assert without.origins["gateway_keys"] == "default"
+    found = resolved("model: m\ngateways: 1", environ=environ).deployment
+    assert (found.gateway_keys, found.gateway_port) == ("/keys", 9000)
 
 
 def test_one_model_of_a_file_may_be_replaced(here: Path) -> None:

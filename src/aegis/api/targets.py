@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from aegis.api.http import authorization
 from aegis.errors import AegisError, ConfigError, SiteError
+from aegis.registry.model import NO_ENGINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 ASK_SECONDS: Final = 10.0  # for the names of a server's models
 ASKED_AT_ONCE: Final = 32
-POLL_SECONDS: Final = 1.0  # between two looks at an endpoints file
+POLL_SECONDS: Final = 1.0  # between two looks at an endpoints file, and after one that failed
+BURST_SECONDS: Final = 0.02  # between two looks at a registry: what changes together comes together
 WATCH_SECONDS: Final = 20.0  # that a registry may wait before it answers that nothing changed
 LAST_PORT: Final = 65535
 HOST: Final = re.compile(r"[A-Za-z0-9._:%-]+")
@@ -151,7 +153,10 @@ def ask_all(endpoints: Iterable[tuple[str, int]], api_key: str | None = None) ->
 
 
 def of_services(services: Iterable[Service]) -> tuple[Target, ...]:
-    """Return the healthy servers among a registry's services, by id; members without an API are none."""
+    """Return the healthy servers among a registry's services, by id.
+
+    Members without an API are none, and neither is what stands before servers or only tells of itself.
+    """
     return tuple(
         Target(
             service.host,
@@ -161,7 +166,10 @@ def of_services(services: Iterable[Service]) -> tuple[Target, ...]:
             service.service_id,
         )
         for service in sorted(services, key=lambda service: service.service_id)
-        if service.status == "healthy" and service.port and not service.metadata.get("rank")
+        if service.status == "healthy"
+        and service.port
+        and service.service_type not in NO_ENGINE
+        and not service.metadata.get("rank")
     )
 
 
@@ -177,11 +185,11 @@ class Targets:
     Any thread may ask.
     """
 
-    def __init__(self, look: Callable[[Targets], tuple[Target, ...]], first: tuple[Target, ...] = ()) -> None:
+    def __init__(self, look: Callable[[Targets], tuple[Target, ...]], pause: float = POLL_SECONDS) -> None:
         self.problem = ""
         self.registry: RegistryClient | None = None  # where they come from, if from one
-        self._look = look
-        self._now = first
+        self._look, self._pause = look, pause
+        self._now: tuple[Target, ...] = ()
         self._revision = 0
         self._changed = threading.Condition()
         self._ended = threading.Event()
@@ -230,7 +238,7 @@ class Targets:
             since, targets.problem = answer.revision, ""
             return of_services(services.values())
 
-        targets = cls(look)
+        targets = cls(look, BURST_SECONDS)  # the registry itself waits for news
         targets.registry = client
         targets._now = look(targets)
         return targets
@@ -241,6 +249,11 @@ class Targets:
 
     def __exit__(self, *_exc: object) -> None:
         self._ended.set()  # a thread that waits for an answer ends with it, or with the process
+
+    @property
+    def registries(self) -> tuple[RegistryClient, ...]:
+        """The registries that the servers come from."""
+        return (self.registry,) if self.registry else ()
 
     def now(self) -> tuple[int, tuple[Target, ...]]:
         """Return a revision and the servers; the revision grows with every change."""
@@ -254,11 +267,12 @@ class Targets:
             return self._revision, self._now
 
     def _follow(self) -> None:
-        while not self._ended.wait(POLL_SECONDS):
+        pause = self._pause
+        while not self._ended.wait(pause):
             try:
-                found = self._look(self)
+                found, pause = self._look(self), self._pause
             except AegisError as error:
-                self.problem = error.message
+                self.problem, pause = error.message, POLL_SECONDS
                 continue
             with self._changed:
                 if found != self._now:

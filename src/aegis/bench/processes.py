@@ -8,7 +8,6 @@ so no process outlives the one that started it.
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from aegis.bench.load import Load, Outcome
 from aegis.bench.records import joined, packed, unpacked
 from aegis.bench.work import Work, split
 from aegis.errors import AegisError
+from aegis.processes import raise_file_limit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,12 +95,6 @@ def run_load(works: Sequence[Work], *, processes: int = 1, api_key: str | None =
             parts[index].append(part)
     merged = tuple(_merged(found) for found in parts)
     return Measured(merged, began, worst([report.generator for report in reports]))
-
-
-def raise_file_limit() -> None:
-    """Let this process and its children open as many connections as the machine allows."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _over_processes(shares: Sequence[tuple[Work, ...]], api_key: str | None) -> tuple[float, list[Report]]:

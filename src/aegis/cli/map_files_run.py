@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import signal
 import sys
 import time
@@ -28,6 +27,7 @@ from aegis.mapper.files.run import FilesRun
 from aegis.mapper.files.schedule import Rules
 from aegis.mapper.files.site import Site, short
 from aegis.mapper.files.work import Settings, Work
+from aegis.processes import raise_file_limit
 from aegis.runs import RunDir
 from aegis.schedulers.base import GROUP_VARIABLE, JOB_VARIABLE, RUN_DIR_VARIABLE
 from aegis.spec import platforms
@@ -127,8 +127,7 @@ class Files:
             self._live.say(f"stops in time for {self._end.why}, in {format_age(self._end.seconds)}")
 
     async def _drive(self, run: FilesRun) -> None:
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each node has a connection
+        raise_file_limit()  # each node has a connection
         with open_targets(self._handle, self._how) as targets:
             _, there = targets.now()
             if not there and targets.problem:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from aegis.cli.jobs import open_jobs, remote_option
 from aegis.cli.render import printable, table
+from aegis.cli.source_options import registry_flags, registry_options
+from aegis.errors import ConfigError
 
 if TYPE_CHECKING:
     from aegis.fleet.metrics.figures import Latencies
@@ -51,7 +53,7 @@ INSTANCE_COLUMNS = (
 
 
 @click.command()
-@click.argument("handle", metavar="ID")
+@click.argument("handle", metavar="[ID]", required=False)
 @click.option(
     "--once", is_flag=True, help="Print the figures once (the default where stdout is no terminal)."
 )
@@ -63,15 +65,24 @@ INSTANCE_COLUMNS = (
 )
 @click.option("--instance", metavar="NAME", help="This server alone (a name of `aegis status ID`).")
 @click.option("--json", "--json-mode", "as_json", is_flag=True, help="Print JSON, one object per look.")
+@click.option(
+    "--prometheus",
+    metavar="FILE",
+    help="Write what Prometheus is to scrape, for its file_sd_configs (`-`: to stdout); with --watch kept current. "
+    "ID may be a service, or `jobs`: all that run.",
+)
+@registry_options("With --prometheus, instead of ID: all that this registry knows.")
 @remote_option
 def command(
-    handle: str,
+    handle: str | None,
     *,
     once: bool,
     watch: float | None,
     instance: str | None,
     as_json: bool,
+    prometheus: str | None,
     remote: str | None,
+    **how: Any,
 ) -> None:
     """Show what the servers of a job do: throughput, queues, caches, latencies.
 
@@ -79,6 +90,17 @@ def command(
     """
     from aegis.fleet.metrics.job import WINDOW_SECONDS, JobMetrics, NotReady  # noqa: PLC0415 - start-up time
 
+    if prometheus is not None:
+        from aegis.cli.metrics_prometheus import write_targets  # noqa: PLC0415 - start-up time
+
+        if instance or as_json:
+            raise ConfigError("--prometheus goes with neither --instance nor --json")
+        write_targets(prometheus, handle, how, remote, None if once else watch)
+        return
+    if given := registry_flags():
+        raise ConfigError(f"{given[0]} goes with --prometheus alone", hint="name a job")
+    if handle is None:
+        raise click.MissingParameter(param_type="argument", param_hint="ID")
     live = sys.stdout.isatty() and not as_json
     once = once or (watch is None and not live)
     indent = 2 if once else None

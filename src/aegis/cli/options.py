@@ -31,9 +31,10 @@ ONE_ARGUMENT = re.compile(
 METAVARS = {  # by name, or by the last word of it; else that word
     **dict.fromkeys(("size", "instances", "nodes", "restarts", "gpus_per_node", "cpus_per_node"), "N"),
     **dict.fromkeys(("hf_home", "venv", "aegis_env", "source"), "DIR"),
-    **dict.fromkeys(("conda_env", "image", "prebuilt"), "FILE"),
+    **dict.fromkeys(("conda_env", "image", "prebuilt", "gateway_keys"), "FILE"),
     **dict.fromkeys(("port", "start"), "PORT"),
     **dict.fromkeys(("nodelist", "exclude"), "NODES"),
+    "gateways": "N|per-node",
     "map": "ARGS",
     "mem_per_node": "SIZE",
     "timeout": "SECONDS",
@@ -99,6 +100,9 @@ def _words(text: str, flag: str) -> list[str]:
 
 def deployment_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--config` and a flag for each key of the deployment file."""
+    function = click.option("--gateway", "gateways", flag_value="1", help="The same as --gateways 1.")(
+        function
+    )
     function = key_options(*MODEL_TYPES, *GLOBAL_TYPES)(function)
     function = click.option(
         "--hf-token", metavar="TOKEN", help="Hugging Face token; HF_TOKEN in the environment is safer."

@@ -169,7 +169,30 @@ def get(service_id: str, **how: Any) -> None:
     metavar="FILE",
     help="Write the bound port to this file once the registry listens.",
 )
-def serve(token_file: Path | None, **options: Any) -> None:
+@click.option(
+    "--logs",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Folder with a log ID.log of each instance, which /ui shows to who presents the token.",
+)
+@click.option(
+    "--federate",
+    "sources",
+    multiple=True,
+    metavar="SOURCE",
+    help="Show the services of another registry too: its URL, a job's handle, a service's name, or `jobs` for every "
+    "job of yours that lives; may be given several times.",
+)
+@click.option(
+    "--remote",
+    "remotes",
+    metavar="USER@HOST",
+    multiple=True,
+    help="These sources are behind this login node: one prompt, one connection.",
+)
+def serve(
+    token_file: Path | None, sources: tuple[str, ...], remotes: tuple[str, ...], **options: Any
+) -> None:
     """Run a registry until it is told to stop (SIGTERM, Ctrl-C)."""
     import logging  # noqa: PLC0415 - only this subcommand needs it
 
@@ -182,7 +205,21 @@ def serve(token_file: Path | None, **options: Any) -> None:
             f"warning: no token: anybody who reaches port {options['port']} may write to this registry",
             err=True,
         )
-    server.serve(token=token, **options)
+    if remotes and not sources:
+        raise ConfigError(
+            "--remote says where sources are, and there is none", hint="name them with --federate"
+        )
+    if not sources:
+        server.serve(token=token, **options)
+        return
+    from aegis.cli.sources import is_url, look_for, open_places, pause  # noqa: PLC0415 - only to federate
+    from aegis.registry.federate import Federation  # noqa: PLC0415 - as above
+
+    names, urls = [each for each in sources if not is_url(each)], [each for each in sources if is_url(each)]
+    with open_places(remotes) as places:
+        told = logging.getLogger("aegis.registry").info
+        federation = Federation(look_for(names, urls, places), told, pause(remotes))
+        server.serve(token=token, federation=federation, **options)
 
 
 def read_token(path: Path | None) -> str | None:

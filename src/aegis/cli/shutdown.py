@@ -8,9 +8,12 @@ import click
 
 from aegis.cli.jobs import open_jobs, remote_option, say
 from aegis.errors import NotFoundError
+from aegis.runs import ENDED
 from aegis.spec.deployment import ENDPOINTS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from aegis.fleet.jobs import Jobs
     from aegis.runs import Manifest
 
@@ -48,7 +51,8 @@ def command(
 ) -> None:
     """Stop the servers of a job, and end it. No other process is touched.
 
-    HANDLE may be a component of a job (1234+1): then only its servers are stopped, and its nodes given back where the
+    HANDLE may also be the name of a service: then all its jobs end, and one that waits to take over is cancelled.
+    It may be a component of a job (1234+1): then only its servers are stopped, and its nodes given back where the
     scheduler can do that. With --endpoints-file alone only the servers are stopped; the job ends as they do.
     """
     from msgspec.structs import replace  # noqa: PLC0415 - start-up time
@@ -66,7 +70,27 @@ def command(
             if kept and kept.job not in {each.job for each in meant}:
                 stop(jobs, [kept], say, replace(wish, cancel=False))
         if meant:
+            was_live = meant[0].state not in ENDED
             stop(jobs, meant, say, wish)
+            for other in _others(jobs, meant[0], named) if was_live else ():
+                stop(jobs, [other], say, wish)
+
+
+def _others(jobs: Jobs, stopped: Manifest, named: str | None) -> Iterator[Manifest]:
+    """Yield what else goes with a job of a service: who was to take over from it, or all jobs of the service that is named."""
+    from aegis.fleet.jobs import is_final  # noqa: PLC0415 - start-up time
+
+    if not stopped.service:
+        return
+    if stopped.service == named:
+        yield from (each for each in jobs.of_service(named) if each.job != stopped.job and not is_final(each))
+        return
+    seen = {stopped.job}
+    while (successor := jobs.reload(stopped).successor) and successor not in seen:
+        seen.add(successor)
+        stopped = jobs.find(successor)
+        if not is_final(stopped):
+            yield stopped
 
 
 def _keeper(jobs: Jobs, file: str, *, optional: bool) -> Manifest | None:

@@ -43,6 +43,10 @@ def command(handle: str | None, show_all: bool, as_json: bool, remote: str | Non
         click.echo(_overview(found))
     else:
         click.echo("no jobs", err=True)
+    if handle is None and not as_json:
+        for each in found:
+            if each.service and each.base_url and each.reason:  # which has no room in its row
+                say(f"{each.service}, {each.job_id}: {each.reason.splitlines()[0]}")
     oldest = max((each.answer_age or 0.0 for each in found), default=0.0)
     if oldest > OLD_SECONDS:
         say(f"the scheduler's last answer is {age(oldest)} old")
@@ -85,7 +89,11 @@ def _overview(found: list[JobView]) -> str:
         )
         for each in found
     ]
-    return table(("JOB", "MODEL", "STATUS", "HEALTHY", "AGE", "LEFT", "BASE URL"), rows)
+    head: tuple[str, ...] = ("JOB", "MODEL", "STATUS", "HEALTHY", "AGE", "LEFT", "BASE URL")
+    if not any(each.service for each in found):
+        return table(head, rows)
+    named = [(job, each.service or "-", *rest) for each, (job, *rest) in zip(found, rows, strict=True)]
+    return table((head[0], "SERVICE", *head[1:]), named)
 
 
 def _status(each: JobView) -> str:
@@ -104,6 +112,9 @@ def _details(each: JobView) -> str:
         ("status", _status(each)),
         ("reason", "" if _stages(each) else each.reason),
         ("base url", each.base_url or UNAVAILABLE),
+        ("service", each.service),
+        ("before it", each.predecessor),
+        ("after it", each.successor),
         ("nodes", each.node_list or each.host),
         ("restarts", each.restarts),
         ("registry", each.registry_url),
@@ -117,7 +128,7 @@ def _details(each: JobView) -> str:
     text = "\n".join(
         f"{name:<10} {indent.join(map(printable, str(value).splitlines()))}" for name, value in facts if value
     )
-    if not each.services:
+    if not each.services and not each.gateways:
         return text
     rows = [
         (
@@ -130,7 +141,7 @@ def _details(each: JobView) -> str:
             service.metadata.get("restarts", 0),
             shortened(str(service.metadata.get("reason") or service.metadata.get("log_error") or "")),
         )
-        for service in each.services
+        for service in (*each.services, *each.gateways)
     ]
     head = ("INSTANCE", "MODEL", "ADDRESS", "STATUS", "NODE", "SINCE", "RESTARTS", "REASON")
     return f"{text}\n\n{table(head, rows)}"

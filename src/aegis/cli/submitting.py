@@ -122,6 +122,10 @@ def resolve_wish(
         from aegis.cli.work import check_work  # noqa: PLC0415 - only for a job that has work
 
         check_work(resolved, here=here)
+    if resolved.deployment.gateway_keys is not None:
+        from aegis.cli.gateway_wish import check_gateway_keys  # noqa: PLC0415 - only for a job that has such
+
+        check_gateway_keys(resolved, transport, here=here)
     return resolved
 
 

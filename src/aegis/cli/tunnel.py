@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Open a way through ssh to a server of a job, print its URL, and stay until Ctrl-C.
 
-    INSTANCE is a name of `aegis status HANDLE` (default: the first that is healthy). Without --remote, on the login node
+    INSTANCE is a name of `aegis status HANDLE` (default: the first that is healthy, gateways before servers). Without --remote, on the login node
     itself: print the command for your own machine.
     """
     from aegis.fleet.jobs import Jobs  # noqa: PLC0415 - start-up time

@@ -55,7 +55,7 @@ class Health(Struct, frozen=True):
     """How to see that an instance lives: a route, and a one-token request."""
 
     path: str
-    canary_path: str
+    canary_path: str  # "": no token can be asked for
     canary: dict[str, Any]
 
 
@@ -109,9 +109,13 @@ METRICS = (
 
 
 def load_names(metrics: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """Return what an agent sums to see how busy an instance is, and that its tokens move."""
-    names = {name: metrics[name] for name in ("running", "waiting", "kv_cache")}
-    return names | {"tokens": (*metrics["generation_tokens"], *metrics["prompt_tokens"])}
+    """Return what an agent reads to see how busy an instance is, and that its tokens move."""
+    told = ("running", "waiting", "kv_cache", "succeeded", "first_token", "token_to_token")
+    names = {name: metrics[name] for name in told}
+    return names | {
+        "prompt_tokens": metrics["prompt_progress"],
+        "generation_tokens": metrics["generation_progress"],
+    }
 
 
 def option(flag: str, value: str) -> tuple[str, ...]:

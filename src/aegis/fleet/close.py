@@ -42,6 +42,7 @@ def close(jobs: Jobs, manifest: Manifest, verdict: Verdict, status: JobStatus | 
         reason=verdict.reason,
         ended=manifest.ended or (status.ended if status else None) or time.time(),
         base_url=None,
+        gateways=[],
         accounted=True,
         exit_code=status.exit_code if status and status.exit_code is not None else manifest.exit_code,
         node_list=status.nodes if status else "",

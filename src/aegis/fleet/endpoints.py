@@ -42,16 +42,26 @@ def by_position(service: Service) -> tuple[int, str]:
 
 
 class EndpointsFile:
-    """Keeps the file current; a full disk is told once, and tried again with the next change."""
+    """Keeps the file current; a full disk is told once, and tried again with the next change.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        is_ours: False while another job of the service writes it.
+    """
+
+    def __init__(self, path: Path, *, is_ours: bool = True) -> None:
         self.path = path
         self.problem = ""
+        self.is_ours = is_ours
         self._written: str | None = None
+        self._noticed: str | None = None  # while it is not ours
 
     def update(self, services: Iterable[Service]) -> bool:
-        """Write the file if it would change; True when it did."""
+        """Write the file if it would change; True when it did, or would have, were it ours."""
         text = "".join(f"{line}\n" for line in endpoint_lines(services))
+        if not self.is_ours:
+            changed, self._noticed = text != self._noticed, text
+            return changed
         if text == self._written:
             return False
         try:
@@ -61,6 +71,14 @@ class EndpointsFile:
             return False
         self._written, self.problem = text, ""
         return True
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether the file has other lines than those that were written here, or is gone."""
+        try:
+            return self.path.read_text() != self._written
+        except OSError:
+            return True
 
     def remove(self) -> None:
         """Take the file away, unless somebody else has written it since."""

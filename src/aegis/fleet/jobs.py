@@ -96,7 +96,7 @@ class Jobs:
         return found[0]
 
     def find_all(self, text: str) -> list[Manifest]:
-        """Return the job that a text means; where it has several components, all of them.
+        """Return the job that a text means, or serves the service of that name; of several components, all of them.
 
         Raises:
             NotFoundError: no job is meant, or more than one.
@@ -105,10 +105,28 @@ class Jobs:
         found = self._indexed(text)
         if found:
             return found
+        if current := self.current(text):
+            return [current]
         if stranger := self._stranger(text):
             return [stranger]
         known = index_handles(self.environ) if self.is_here else [each.job for each in self.all()]
         raise unknown_job(text, known)
+
+    def of_service(self, name: str) -> list[Manifest]:
+        """Return the jobs of a service, oldest first."""
+        return [manifest for manifest in self.all() if manifest.service == name]
+
+    def current(self, service: str) -> Manifest | None:
+        """Return the job of a service that serves: the newest that is READY, else the newest that lives, else the newest."""
+        every = self.of_service(service)
+        live = [manifest for manifest in every if not is_final(manifest)] or every[-1:]
+        if len(live) < 2:  # noqa: PLR2004 - nothing to choose from
+            return live[0] if live else None
+        from aegis.fleet.status import views  # noqa: PLC0415 - start-up time
+
+        states = [each.model_status for each in views(self, live, RECENT_SECONDS, ask_servers=False)]
+        ranks = [(state == "READY", state not in ENDED, number) for number, state in enumerate(states)]
+        return live[max(ranks)[2]]
 
     def all(self) -> list[Manifest]:
         """Return every job of this user that aegis knows, oldest first."""

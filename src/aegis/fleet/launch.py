@@ -27,6 +27,9 @@ from aegis.files import PRIVATE, write_atomically
 from aegis.fleet.archive import agent_archive
 from aegis.fleet.delivery import Delivery, delivery
 from aegis.fleet.endpoints import EndpointsFile, endpoint_lines, is_own
+from aegis.fleet.gateways import gateway_count, gateway_ids, with_gateways
+from aegis.fleet.growth import LOST_SECONDS, NODE_LOST, Growth
+from aegis.fleet.handover import by_model
 from aegis.fleet.inside import Walltime, patience, submitted_secrets
 from aegis.fleet.launchers import agents_for
 from aegis.fleet.nodes import Host, allocation, head_of
@@ -34,8 +37,12 @@ from aegis.fleet.opening import also_into, last_line, open_run
 from aegis.fleet.order import Fleet, fleet_file, node_orders
 from aegis.fleet.prepare import place_on, refuse_shared_endpoints
 from aegis.fleet.progress import Counts, Progress, failure_lines, members_of
+from aegis.fleet.roster import Roster
 from aegis.fleet.services import RegistryProcess, registry_client
 from aegis.fleet.staging import ground_at, site_of
+from aegis.fleet.standing import Standing
+from aegis.fleet.succession import Succession
+from aegis.fleet.successors import Own, refuse_by_hand
 from aegis.fleet.weights import find_weights, path_of
 from aegis.fleet.work import Work, words_of
 from aegis.registry.model import MAP_TYPE
@@ -51,6 +58,7 @@ if TYPE_CHECKING:
     from aegis.staging.want import Site
 
 WATCH_SECONDS = 1.0  # how long the head listens before it looks at its own processes
+SHUT_DOWN = "shut down through the registry"
 REVIVAL_PATIENCE = 60.0  # a registry that stays away so long ends the launch
 
 
@@ -67,20 +75,24 @@ class Launch:
     """One launch, from allocation to the last process."""
 
     def __init__(self, resolved: Resolved, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
-        self.deployment = resolved.deployment
+        self.resolved, self.deployment = resolved, resolved.deployment
         self.passed = submitted_secrets(environ)
         if resolved.hf_token:
             self.passed["HF_TOKEN"] = resolved.hf_token.reveal()
         self.environ = environ
         self.say = say
-        self.hosts: list[Host] = allocation(resolved.platform, environ)
-        self.platform, self.placement = place_on(resolved.platform, self.deployment, len(self.hosts))
-        self.hosts = self.hosts[: self.placement.nodes]
+        spare = self.deployment.spare_nodes
+        self.hosts: list[Host] = allocation(resolved.platform, environ, spare)
+        self.platform, self.placement = place_on(
+            resolved.platform, self.deployment, max(1, len(self.hosts) - spare)
+        )
+        self.gateways = gateway_count(resolved, self.placement.nodes)
         self.started = time.monotonic()
         limit = parse_walltime(self.deployment.walltime) if self.deployment.walltime else None
         self.walltime = Walltime(limit, environ, local=self.platform.launcher == "local")
         self.agent_patience = patience(environ)
         self.work: Work | None = None
+        self.standing: Standing | None = None
         self._wish: Stop | None = None
         self._interruptions = False  # whether a signal ends what is going on
         self._unneeded: set[str] = set()  # members that are to be told that they wait in vain
@@ -96,6 +108,7 @@ class Launch:
         Raises:
             AegisError: it could not start, nothing is left, or it was interrupted.
         """
+        refuse_by_hand(self.deployment, self.environ)
         self._refuse_shared_endpoints()
         self._look_for_weights()
         self.run_dir, self.manifest = open_run(
@@ -104,11 +117,28 @@ class Launch:
         self.endpoints = EndpointsFile(Path(str(self.manifest.endpoints_file)))
         if not self.environ.get(RUN_DIR_VARIABLE):
             self.say = also_into(self.run_dir.err, self.say)
+        own = Own(
+            self.resolved,
+            self.run_dir,
+            self.manifest,
+            self.walltime,
+            self.secrets,
+            self.environ,
+            self.agent_patience,
+        )
+        self.succession = Succession(own, self.endpoints, self.say)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         head = head_of(self.hosts, os.uname().nodename, self.platform.network.host_suffix)
         self.registry = RegistryProcess(self.run_dir, head.bind, head.address, self.deployment.registry_port)
-        self.agents = agents_for(self.platform, self.run_dir, self.hosts, sys.executable, self.environ)
+        self.agents = agents_for(
+            self.platform,
+            self.run_dir,
+            self.hosts,
+            sys.executable,
+            self.environ,
+            spare=self.deployment.spare_nodes > 0,
+        )
         try:
             self._write_secrets()
             with self._interruptible(), self._delivery() as self.delivery:
@@ -124,9 +154,14 @@ class Launch:
 
     def _start(self) -> None:
         """Start the registry, the staging and the agents; from then on a signal is a wish, and no interruption."""
+        if other := self.succession.replaced_by:
+            raise Stop(f"not needed: {other} stands in already")
         self.registry.start()
-        orders = node_orders(self._fleet())
-        self.progress = Progress(members_of(orders))
+        fleet = self._fleet()
+        orders = with_gateways(fleet, node_orders(fleet), self.gateways)
+        self.progress = Progress(members_of(orders), gateway_ids(orders))
+        seconds = self.agent_patience.get(NODE_LOST, LOST_SECONDS)
+        self.growth = Growth(Roster(fleet, orders), self.run_dir, self.agents, self.say, seconds)
         self._write(self.run_dir.fleet, fleet_file(orders))
         self._write(self.run_dir.agent, agent_archive())
         self._announce()
@@ -175,17 +210,23 @@ class Launch:
     def _refuse_shared_endpoints(self) -> None:
         if not is_own(self.deployment.endpoints_file):
             file = Path(os.path.abspath(self.deployment.endpoints_file))  # noqa: PTH100 - links stay
-            refuse_shared_endpoints(file, self.environ)
+            service = self.deployment.service if self.deployment.keep_alive else None
+            refuse_shared_endpoints(file, self.environ, service)
 
     def _write_secrets(self) -> None:
         token = secrets.token_urlsafe(24)
-        own = {name: self.environ[name] for name in SECRET_NAMES if self.environ.get(name)}
-        passed = {**own, **self.passed}
+        passed = self.secrets
         if any(entry.distributed_executor == "ray" for entry in self.deployment.models):
             passed[TOKEN_VARIABLE] = secrets.token_hex(32)
         content = msgspec.json.encode({"registry_token": token, "env": passed}).decode()
         self._write(self.run_dir.token, token + "\n", PRIVATE)
         self._write(self.run_dir.secrets, content, PRIVATE)
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """What servers need, and nobody may see."""
+        own = {name: self.environ[name] for name in SECRET_NAMES if self.environ.get(name)}
+        return {**own, **self.passed}
 
     def _write(self, file: Path, content: str | bytes, mode: int = 0o644) -> None:
         try:
@@ -216,11 +257,13 @@ class Launch:
     def _announce(self) -> None:
         count = len(self.placement.instances)
         names = ", ".join(dict.fromkeys(entry.name for entry in self.deployment.models))
-        nodes = self.placement.nodes
+        nodes, spare = self.placement.nodes, len(self.hosts) - self.placement.nodes
         self.say(
             f"job {self.manifest.job}: {count} instance{'s' * (count != 1)} of {names} on {nodes} node{'s' * (nodes != 1)}"
+            f"{f', and {spare} to spare' if spare else ''}"
         )
         self.say(f"registry {self.registry.url}, logs in {self.run_dir.path}")
+        self.succession.announce()
         self.manifest.registry_url = self.registry.url
         self._note()
 
@@ -242,6 +285,8 @@ class Launch:
     def _follow(self, on_ready: Callable[[list[str]], None]) -> None:
         """Follow the registry until a reason to stop turns up."""
         self.client = registry_client(self.registry.url, self.run_dir, timeout=10.0)
+        teller = registry_client(self.registry.url, self.run_dir, timeout=2.0)
+        self.standing = Standing(teller, self.manifest, self.walltime)
         since: int | None = None
         silent_since: float | None = None
         ready = False
@@ -252,7 +297,11 @@ class Launch:
                 for line in self.progress.apply(seen.services, seen.removed, reset=seen.reset):
                     self.say(line)
                 if seen.stop:
-                    raise Stop("shut down through the registry")
+                    raise Stop(SHUT_DOWN)
+                if seen.retire:
+                    self.succession.retire(seen.retire, self.client)
+                if self.growth.step(self.client, seen, self.progress):
+                    self._regrown()
             except RegistryUnreachable as error:
                 silent_since = silent_since or time.monotonic()
                 if time.monotonic() - silent_since > REVIVAL_PATIENCE:
@@ -262,25 +311,37 @@ class Launch:
                 since = None
                 time.sleep(0.2)
             self._refresh()
+            self.standing.tell()
             counts = self.progress.counts
             self._check(counts)
-            if counts.settled and counts.healthy and not ready:
+            if counts.settled and counts.healthy and self.progress.gateways_settled and not ready:
                 ready = True
                 self._ready(counts, on_ready)
+
+    def _regrown(self) -> None:
+        """Note what is served now, and on how many nodes."""
+        roster = self.growth.roster
+        self.deployment = roster.deployment
+        self.manifest.instances, self.manifest.nodes = len(roster.wanted), roster.nodes
+        self.manifest.deployment = msgspec.to_builtins(self.deployment)
+        self._note()
 
     def _refresh(self) -> None:
         """Bring the endpoints file and the manifest up to date."""
         for line in (*self.agents.check(), *self.delivery.news()):
             self.say(line)
         self._refuse_unstaged()
+        renewed = self.succession.refresh()
         changed = self.endpoints.update(self.progress.heads.values())
         if self.endpoints.problem != self._told_problem:
             self._told_problem = self.endpoints.problem
             if self.endpoints.problem:
                 self.say(f"warning: {self.endpoints.problem}")
         lines = endpoint_lines(self.progress.heads.values())
-        if changed:
-            self.manifest.base_url = f"http://{lines[0]}/v1" if lines else None
+        gateways = endpoint_lines(self.progress.gateways)
+        if changed or renewed or gateways != self.manifest.gateways:
+            self.manifest.gateways = gateways
+            self.manifest.base_url = f"http://{(gateways or lines)[0]}/v1" if lines else None
             if lines and self.manifest.state == "LAUNCHING":
                 self.manifest.state, self.manifest.ready = "READY", time.time()
             self._note()
@@ -292,12 +353,15 @@ class Launch:
         """Return what the job does besides serving."""
         if self.manifest.state == "LAUNCHING":
             return self.delivery.status
+        if said := self.succession.reason:
+            return said
         runs = [each for each in self.progress.services.values() if each.service_type == MAP_TYPE]
         return str(runs[0].metadata.get("text", "")) if runs else ""
 
     def _refuse_unstaged(self) -> None:
         """Give up the instances whose nodes lack what they need; their agents are told through the registry."""
         for failure in self.delivery.failures():
+            self.growth.unstaged(failure.host)
             why = f"{failure.error or 'not staged'} ({failure.host})"
             self._unneeded |= set(
                 self.progress.refuse(failure.host, self.delivery.manifest(failure.item), why)
@@ -316,10 +380,12 @@ class Launch:
         elapsed = time.monotonic() - max(self.started, self.delivery.ended or math.inf)
         # `stopped` may be the last word of an agent that was killed, and is started again
         given_up = counts.lost and self.progress.given_up
-        if given_up or not self.agents.running:
+        if (given_up and not self.growth.goes_on(self.client, self.progress)) or not self.agents.running:
             raise self._lost(counts)
         if self.walltime.is_over():
             raise Stop(self.walltime.sentence)
+        if why := self.succession.ended:
+            raise Stop(why)
         if not counts.healthy and self.manifest.ready is None and elapsed > self.deployment.startup_timeout:
             reasons = "\n".join(
                 f"{name}: {service.status}, {service.metadata.get('reason')}"
@@ -337,6 +403,8 @@ class Launch:
     def _lost(self, counts: Counts) -> Stop:
         """Return the end of a fleet that has nothing left to serve."""
         failures = self.progress.failed
+        if not failures and counts.lost:
+            return Stop("every server was drained" if counts.wanted else "no server is wanted any more")
         if not failures:
             why = f"no agent is left{last_line(self.run_dir.nodes)}"
             return Stop(why, AegisError(why, hint=f"the whole output is in {self.run_dir.nodes}"))
@@ -355,6 +423,7 @@ class Launch:
         )
         for line in failure_lines(self.progress.failed):
             self.say(line)
+        self.succession.settled(lambda: by_model(list(self.progress.services.values())))
         on_ready(endpoint_lines(self.progress.heads.values()))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -374,6 +443,8 @@ class Launch:
     def _end(self, stop: Stop) -> None:
         """End every process, leave the files as a reader expects them, and raise what there is to raise."""
         self.say(f"stopping: {stop.why.splitlines()[0]}" if stop.why else "stopping")
+        if self.standing:
+            self.standing.end()
         if self.work:
             self.work.stop()
         self.agents.stop()
@@ -384,11 +455,12 @@ class Launch:
             self.manifest.secrets_file and not self._signalled
         ):  # a signal may mean that the job is to run again
             Path(self.manifest.secrets_file).unlink(missing_ok=True)
+        self.succession.end(wished=stop.why == SHUT_DOWN, failed=bool(stop.error) and not self._signalled)
         served = stop.error is None or isinstance(stop.error, InterruptedByUser | PartialSuccess)
         self.manifest.state = "SHUTDOWN" if served else "FAILED"
         self.manifest.reason = stop.error.message if stop.error else stop.why
         self.manifest.exit_code = stop.error.exit_code if stop.error else 0
-        self.manifest.ended, self.manifest.base_url = time.time(), None
+        self.manifest.ended, self.manifest.base_url, self.manifest.gateways = time.time(), None, []
         self._note()
         if stop.error:
             raise stop.error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from aegis.fleet.services import log_of, stop_all, tied
 from aegis.schedulers.base import GROUP_VARIABLE
-from aegis.step import SSH, one_node_was_refused, step_environment, step_words
+from aegis.step import MOST_APART, SSH, one_node_was_refused, step_environment, step_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +30,9 @@ class Agents(Protocol):
     """The agents of all nodes, however they are started."""
 
     folder: str | None  # on every node, with what an agent reads; None: the run directory has it
+    outdated: (
+        bool  # the orders in that folder are: who is started from now on reads those of the run directory
+    )
 
     def start(self) -> None:
         """Start one on every node."""
@@ -37,6 +40,11 @@ class Agents(Protocol):
 
     def check(self) -> list[str]:
         """Start again what died before its time, and return what there is to say about it."""
+        ...
+
+    @property
+    def given_up(self) -> set[str]:
+        """Nodes whose agent is not started again; who adds one means it."""
         ...
 
     @property
@@ -77,6 +85,7 @@ class Each:
         self.restarts: dict[str, int] = {}
         self.given_up: set[str] = set()
         self.folder: str | None = None
+        self.outdated = False
 
     def start(self) -> None:
         """Start one on every node."""
@@ -114,7 +123,7 @@ class Each:
         stop_all(list(self.processes.values()))
 
     def _start(self, host: Host) -> None:
-        command = agent_command(self.run, self.python, host.name, self.folder)
+        command = agent_command(self.run, self.python, host.name, self.folder, outdated=self.outdated)
         if self.reach is None:
             command += ["--parent", str(os.getpid())]
         else:
@@ -134,21 +143,47 @@ class Together:
     """One process of the site's launcher that starts an agent on every node: srun or mpiexec.
 
     Slurm ends an srun on all of its nodes when it cannot start on one of them. Then each node gets an srun of its own.
+    An mpiexec ends on all of its nodes when one is lost. So where there is a spare node, each gets one of its own.
     """
 
     def __init__(
-        self, run: RunDir, hosts: Sequence[Host], python: str, platform: Platform, environ: Mapping[str, str]
+        self,
+        run: RunDir,
+        hosts: Sequence[Host],
+        python: str,
+        platform: Platform,
+        environ: Mapping[str, str],
+        *,
+        spare: bool = False,
     ) -> None:
         self.run = run
         self.hosts = hosts
         self.python = python
         self.platform = platform
+        self.from_the_first = spare and platform.launcher == "mpiexec" and len(hosts) <= MOST_APART
         self.group = environ.get(GROUP_VARIABLE, "")
         self.environ = step_environment(environ)
         self.process: subprocess.Popen[bytes] | None = None
         self.apart: Each | None = None
         self._before = 0  # bytes of the log that an earlier run of the same job wrote
         self.folder: str | None = None
+        self._outdated = False
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the orders in the folder are."""
+        return self._outdated
+
+    @outdated.setter
+    def outdated(self, value: bool) -> None:
+        self._outdated = value
+        if self.apart:
+            self.apart.outdated = value
+
+    @property
+    def given_up(self) -> set[str]:
+        """The nodes whose agent is not started again; a launcher of all nodes tells of none."""
+        return self.apart.given_up if self.apart else set()
 
     @property
     def host_file(self) -> Path:
@@ -167,6 +202,9 @@ class Together:
             OSError: the file of the nodes cannot be written.
         """
         self.host_file.write_text("".join(f"{host.name}\n" for host in self.hosts))
+        if self.from_the_first:
+            self._split()
+            return
         with log_of(self.run, LAUNCHER) as log:
             self._before = log.seek(0, os.SEEK_END)
             self.process = subprocess.Popen(
@@ -184,9 +222,7 @@ class Together:
             return self.apart.check()
         if not self._refused():
             return []
-        self.apart = Each(self.run, self.hosts, self.python, self._alone, self.environ)
-        self.apart.folder = self.folder
-        self.apart.start()
+        self._split()
         return [
             "srun cannot start the agent of some node, and so ended all: each node gets an srun of its own"
         ]
@@ -206,8 +242,19 @@ class Together:
         # SIGUSR1 is passed on to the agents; at SIGTERM srun kills them, and nobody ends their engines in order
         stop_all(processes, signal.SIGUSR1 if self.platform.launcher == "srun" else signal.SIGTERM)
 
+    def _split(self) -> None:
+        self.apart = Each(self.run, self.hosts, self.python, self._alone, self.environ)
+        self.apart.folder, self.apart.outdated = self.folder, self.outdated
+        self.apart.start()
+
     def _alone(self, node: str, command: list[str]) -> list[str]:
-        return [*step_words("srun", 1, node, self.group), *self.platform.launcher_args, *command]
+        where = node
+        if self.platform.launcher != "srun":  # it knows nodes from a file only
+            file = self.host_file.with_name(f"hosts.{node}")
+            file.write_text(f"{node}\n")
+            where = str(file)
+        words = step_words(self.platform.launcher, 1, where, self.group)
+        return [*words, *self.platform.launcher_args, *command]
 
     def _refused(self) -> bool:
         """Tell whether srun has ended because of one node."""
@@ -223,14 +270,20 @@ class Together:
 
 
 def agents_for(
-    platform: Platform, run: RunDir, hosts: Sequence[Host], python: str, environ: Mapping[str, str]
+    platform: Platform,
+    run: RunDir,
+    hosts: Sequence[Host],
+    python: str,
+    environ: Mapping[str, str],
+    *,
+    spare: bool = False,
 ) -> Agents:
-    """Return how this platform starts its agents."""
+    """Return how this platform starts its agents; `spare`: the loss of a node is to be survived."""
     if platform.launcher == "local":
         return Each(run, hosts, python)
     if platform.launcher == "ssh":
         return Each(run, hosts, python, partial(_by_ssh, platform.launcher_args))
-    return Together(run, hosts, python, platform, environ)
+    return Together(run, hosts, python, platform, environ, spare=spare)
 
 
 def _by_ssh(words: Sequence[str], node: str, command: list[str]) -> list[str]:
@@ -238,7 +291,9 @@ def _by_ssh(words: Sequence[str], node: str, command: list[str]) -> list[str]:
     return ["ssh", *SSH, *words, "-tt", "--", node, shlex.join(command)]
 
 
-def agent_command(run: RunDir, python: str, node: str, folder: str | None = None) -> list[str]:
+def agent_command(
+    run: RunDir, python: str, node: str, folder: str | None = None, *, outdated: bool = False
+) -> list[str]:
     """Return the agent's command line; secrets are in a file that only its owner may read.
 
     Args:
@@ -246,9 +301,11 @@ def agent_command(run: RunDir, python: str, node: str, folder: str | None = None
         python: that runs it.
         node: the node's name; "": it finds its own.
         folder: on the node, with the agent and its orders; removed at its end.
+        outdated: those orders are: the run directory has the present ones.
     """
     agent, fleet = (f"{folder}/{file.name}" if folder else str(file) for file in (run.agent, run.fleet))
-    command = [python, "-I", agent, fleet, "--secrets", str(run.secrets)]
+    orders = str(run.fleet) if outdated else fleet
+    command = [python, "-I", agent, orders, "--secrets", str(run.secrets)]
     if folder:
         command += ["--folder", folder]
     return [*command, "--node", node] if node else command

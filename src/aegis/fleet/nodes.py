@@ -42,14 +42,14 @@ def local_hosts(count: int) -> list[Host]:
     return [Host(f"local-{index}", address, address) for index, address in enumerate(addresses)]
 
 
-def allocation(platform: Platform, environ: Mapping[str, str]) -> list[Host]:
-    """Return the nodes of this launch.
+def allocation(platform: Platform, environ: Mapping[str, str], spare: int = 0) -> list[Host]:
+    """Return the nodes of this launch; `spare`: how many more than the platform's this machine plays.
 
     Raises:
         SiteError: the platform has a scheduler and this is no allocation of it, or its node list is unreadable.
     """
     if platform.launcher == "local":
-        return local_hosts(platform.nodes)
+        return local_hosts(platform.nodes + spare)
     names = _allocated_names(environ)
     if not names:
         raise SiteError(

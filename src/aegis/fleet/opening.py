@@ -14,7 +14,12 @@ from aegis.errors import AegisError, NotFoundError
 from aegis.fleet.inside import handle_of
 from aegis.processes import start_of
 from aegis.runs import Manifest, RunDir, endpoints_path, register
-from aegis.schedulers.base import JOB_VARIABLE, RUN_DIR_VARIABLE, SECRETS_VARIABLE
+from aegis.schedulers.base import (
+    JOB_VARIABLE,
+    PREDECESSOR_VARIABLE,
+    RUN_DIR_VARIABLE,
+    SECRETS_VARIABLE,
+)
 from aegis.schedulers.local import new_handle
 from aegis.spec.walltime import parse_walltime
 
@@ -53,10 +58,13 @@ def open_run(
         created=time.time(),
         queue=deployment.queue or "",
         secrets_file=environ.get(SECRETS_VARIABLE),
+        service=deployment.service,
+        predecessor=environ.get(PREDECESSOR_VARIABLE) or None,
     )
     with contextlib.suppress(NotFoundError):  # the job may be faster than whoever submitted it
         before = run.read_manifest()
         manifest.name, manifest.created, manifest.restarts = before.name, before.created, before.restarts
+        manifest.successor = before.successor
         if before.state != "PENDING":  # put back into the queue, and started again
             manifest.restarts += 1
             run.journal.unlink(missing_ok=True)  # nothing of what it lists lives

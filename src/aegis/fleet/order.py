@@ -20,6 +20,7 @@ from aegis.fleet.environments import (
     setup_lines,
     with_setup,
 )
+from aegis.registry.model import GATEWAY_TYPE
 from aegis.runs import RunDir, slug
 from aegis.schedulers.base import SECRET_NAMES
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 PORT_BLOCK = 2000  # how far a launch moves when its default ports are taken: more than its own ports span
 NO_PROXY_NODES = 256  # beyond this many names a site's suffix has to do: one variable holds 128 kB at most
 JOB_VARIABLES = ("AEGIS_JOB", "AEGIS_RUN_DIR")  # of the head of the job, not of its servers
-PUSH_SECONDS = 10.0
+PUSH_SECONDS = 10.0  # of a large fleet; a small one hears sooner of new orders
+PUSHES_PER_SECOND = 50  # to one registry: a few hundredths of a core
 HEAD_SECONDS = (
     300.0  # without a registry servers are found by nobody: after so long it has forgotten them, too
 )
@@ -85,6 +87,7 @@ class InstanceOrder(Struct, kw_only=True):
     policy: dict[str, float]
     needs: tuple[Need, ...]
     metadata: dict[str, Any]
+    generation: int = 0  # starts that an instance of this name had elsewhere
 
 
 class NodeOrder(Struct, kw_only=True):
@@ -94,6 +97,9 @@ class NodeOrder(Struct, kw_only=True):
     registry: str
     push_interval: float
     head_patience: float = HEAD_SECONDS
+    version: int = 0  # grows with each change
+    stays: bool = True  # without instances, too: some may be added
+    leaving: dict[str, float] = {}  # no longer among the instances -> seconds to finish what they run
     instances: list[InstanceOrder]
 
 
@@ -129,17 +135,18 @@ def service_names(models: Sequence[ModelEntry]) -> list[str]:
     for model in models:
         name = base = slug(model.name)
         number = 2
-        while name in names:
+        while name in names or name == GATEWAY_TYPE:  # which gateways are called
             name, number = f"{base}-{number}", number + 1
         names.append(name)
     return names
 
 
 def node_orders(fleet: Fleet) -> list[NodeOrder]:
-    """Return the order of every node, in the order of the hosts."""
+    """Return the order of every node, in the order of the hosts; spare nodes have no instances."""
     names = service_names(fleet.deployment.models)
-    by_node: list[list[InstanceOrder]] = [[] for _ in range(fleet.placement.nodes)]
+    by_node: list[list[InstanceOrder]] = [[] for _ in fleet.hosts]
     linked: set[int] = set()
+    usual = push_seconds(len(fleet.hosts))
     block = port_block(fleet.placement)
     for position, instance in enumerate(fleet.placement.instances):
         for member in instance.members:
@@ -152,11 +159,16 @@ def node_orders(fleet: Fleet) -> list[NodeOrder]:
         NodeOrder(
             node=fleet.hosts[index].name,
             registry=fleet.registry_url,
-            push_interval=LINKED_PUSH_SECONDS if index in linked else PUSH_SECONDS,
+            push_interval=min(usual, LINKED_PUSH_SECONDS) if index in linked else usual,
             instances=orders,
         )
         for index, orders in enumerate(by_node)
     ]
+
+
+def push_seconds(nodes: int) -> float:
+    """Return how often each of so many agents tells the registry that it is there, and hears what is new."""
+    return min(PUSH_SECONDS, max(1.0, nodes / PUSHES_PER_SECOND))
 
 
 def port_block(placement: Placement) -> int:

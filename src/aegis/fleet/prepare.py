@@ -36,7 +36,7 @@ def place_on(platform: Platform, deployment: Deployment, nodes: int | None) -> t
         deployment.models,
         node,
         port_start=deployment.port_start or PORT_START,
-        reserved_ports={deployment.registry_port or REGISTRY_PORT},
+        reserved_ports={deployment.registry_port or REGISTRY_PORT, deployment.gateway_port or 0},
         available_nodes=nodes,
     )
     return msgspec.structs.replace(platform, node=node), placement
@@ -64,8 +64,13 @@ def _sized(node: Node, models: Sequence[ModelEntry], nodes: int) -> Node:
     return sized
 
 
-def refuse_shared_endpoints(file: Path, environ: Mapping[str, str]) -> None:
+def refuse_shared_endpoints(file: Path, environ: Mapping[str, str], service: str | None = None) -> None:
     """Refuse a file that another live job keeps: two writers would take turns in it.
+
+    Args:
+        file: the file.
+        environ: where jobs are indexed.
+        service: whose jobs hand the file over to each other.
 
     Raises:
         ConfigError: a job keeps it, or there is no such folder.
@@ -80,6 +85,8 @@ def refuse_shared_endpoints(file: Path, environ: Mapping[str, str]) -> None:
         try:
             other = run.read_manifest()
         except NotFoundError:
+            continue
+        if service and other.service == service:
             continue
         live = (
             other.state not in ENDED and is_alive(other.pid, other.pid_started) and other.pid != os.getpid()

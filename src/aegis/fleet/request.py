@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,22 +12,27 @@ import msgspec
 from msgspec import Struct
 
 from aegis.errors import ConfigError, SiteError
+from aegis.fleet.gateways import gateway_count
 from aegis.fleet.prepare import place_on
 from aegis.fleet.weights import find_weights
 from aegis.runs import family, slug
 from aegis.schedulers.base import Component, JobRequest, Resources
 from aegis.spec.dump import dump_deployment, dump_platform
 from aegis.spec.platforms import is_built_in
+from aegis.spec.service import format_moment, parse_until
+from aegis.spec.walltime import format_walltime, parse_walltime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aegis.placement import Placement
+    from aegis.schedulers.base import After
     from aegis.schedulers.transport import Transport
     from aegis.spec.deployment import Deployment
     from aegis.spec.platform import Platform
     from aegis.spec.resolve import Resolved
 
+SHORTEST = 10.0  # seconds in which a job of a service can do anything
 # Where no Python is named: the one of `aegis` on the far side's PATH, which may be a link to a script of an environment
 FIND_PYTHON = 'p=$(command -v aegis) && p=$(readlink -f -- "$p") && [ -x "${p%/*}/python" ] && printf %s "${p%/*}/python"'
 
@@ -68,32 +74,66 @@ class Place(Struct, frozen=True):
         return os.path.normpath(Path(self.folder) / path)
 
 
-def job_request(resolved: Sequence[Resolved], place: Place, name: str | None = None) -> JobRequest:
+def job_request(
+    resolved: Sequence[Resolved], place: Place, name: str | None = None, after: After | None = None
+) -> JobRequest:
     """Return the job that serves some deployments, each on nodes of its own; refused here if one cannot be placed.
 
     Args:
         resolved: one for an ordinary job; they share scheduler and environment.
         place: where paths mean what they say.
         name: of the job (default: the first deployment's).
+        after: the job that it takes over from.
 
     Raises:
         PlacementError: one does not fit.
-        ConfigError: what is needed to ask for nodes is missing.
+        DeploymentError: more gateways than nodes.
+        ConfigError: what is needed to ask for nodes is missing, or the time of the service is over.
     """
     first = resolved[0].deployment
+    name = name or first.name or slug(first.models[0].name)
     work_dir = place.absolute(first.work_dir or ".")
+    env = place.absolute(first.aegis_env) if first.aegis_env else None
+    if any(each.deployment.keep_alive for each in resolved):
+        resolved = [_lasting(resolved, name, work_dir, env, after)]
+        first = resolved[0].deployment
     inside = msgspec.structs.replace(place, folder=work_dir)
-    env = first.aegis_env
     return JobRequest(
-        name=name or first.name or slug(first.models[0].name),
+        name=name,
         components=tuple(_component(each, inside) for each in resolved),
         work_dir=work_dir,
-        python=f"{place.absolute(env)}/bin/python" if env else place.python,
+        python=f"{env}/bin/python" if env else place.python,
+        service=first.service,
+        after=after,
     )
+
+
+def _lasting(
+    resolved: Sequence[Resolved], name: str, work_dir: str, env: str | None, after: After | None
+) -> Resolved:
+    """Return a deployment of which every job of the service makes the next one: nothing in it depends on who submits it."""
+    if len(resolved) > 1:
+        raise ConfigError(
+            "a job of several components is not kept alive", hint="submit the models as one deployment"
+        )
+    deployment = resolved[0].deployment
+    lasting = msgspec.structs.replace(
+        deployment, service=deployment.service or slug(name), work_dir=work_dir, aegis_env=env
+    )
+    if deployment.until and deployment.walltime:
+        now = time.time()
+        end, begins = parse_until(deployment.until, now), max(now, after.time or now) if after else now
+        if end - begins < SHORTEST:
+            raise ConfigError(f"the service ends before the job can serve: until {deployment.until}")
+        lasting = msgspec.structs.replace(lasting, until=format_moment(end))
+        if end - begins < parse_walltime(deployment.walltime):  # the last job: nobody comes after it
+            lasting = msgspec.structs.replace(lasting, walltime=format_walltime(end - begins), overlap=None)
+    return msgspec.structs.replace(resolved[0], deployment=lasting)
 
 
 def _component(resolved: Resolved, place: Place) -> Component:
     deployment, platform, placement = _placed(resolved)
+    gateway_count(resolved, placement.nodes)
     log_dir = place.absolute(deployment.log_dir)
     file = deployment.endpoints_file
     endpoints = file if file.startswith("{run_dir}") else place.absolute(file)
@@ -151,7 +191,7 @@ def _resources(
     shares = devices if platform.shared_nodes and devices else 0
     memory = shares * (platform.memory_per_device_gib or 0)
     return Resources(
-        nodes=deployment.nodes or placement.nodes,
+        nodes=(deployment.nodes or placement.nodes) + deployment.spare_nodes,
         devices=devices,
         device_type=deployment.resource_type or platform.gpu_type,
         device_option=platform.gpus,

@@ -99,7 +99,7 @@ class RegistryProcess:
             str(port),
         ]
         command += ["--token-file", str(self.run.token), "--journal", str(self.run.journal)]
-        command += ["--port-file", str(self.run.port_file)]
+        command += ["--port-file", str(self.run.port_file), "--logs", str(self.run.instances)]
         with log_of(self.run, "registry") as log:
             self.process = subprocess.Popen(
                 tied(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -58,7 +58,7 @@ def ground_of(resolved: Resolved, environ: Mapping[str, str], *, imagine: bool =
     real = True
     hosts: list[Host] | None
     try:
-        hosts = allocation(resolved.platform, environ)
+        hosts = allocation(resolved.platform, environ, resolved.deployment.spare_nodes)
     except SiteError:
         if not imagine:
             raise
@@ -66,14 +66,16 @@ def ground_of(resolved: Resolved, environ: Mapping[str, str], *, imagine: bool =
     platform, placement = place_on(resolved.platform, resolved.deployment, len(hosts) if hosts else None)
     machines = hosts or [Host(f"node {n + 1}", "", "") for n in range(placement.nodes)]
     site = site_of(platform, environ, real=real)
-    return ground_at(platform, machines[: placement.nodes], placement, site, real=real)
+    return ground_at(platform, machines, placement, site, real=real)
 
 
 def ground_at(
     platform: Platform, machines: Sequence[Host], placement: Placement, site: Site, *, real: bool = True
 ) -> Ground:
-    """Return the nodes of a placement, and who needs what."""
-    by_model = hosts_by_model(placement, [host.name for host in machines])
+    """Return the nodes of a placement, and who needs what; a spare node may have to stand in for any, and needs all."""
+    names = [host.name for host in machines]
+    spares = tuple(names[placement.nodes :])
+    by_model = tuple((*each, *spares) for each in hosts_by_model(placement, names))
     return Ground(platform, tuple(machines), by_model, site, real)
 
 

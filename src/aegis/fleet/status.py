@@ -9,11 +9,11 @@ import msgspec
 from msgspec import Struct
 
 from aegis.errors import AegisError
-from aegis.fleet.endpoints import by_position
+from aegis.fleet.endpoints import by_position, endpoint_lines
 from aegis.fleet.jobs import LOCAL, is_final, run_of
 from aegis.fleet.logs import last_words
 from aegis.fleet.verdict import Evidence, judge
-from aegis.registry.model import MAP_TYPE
+from aegis.registry.model import GATEWAY_TYPE, NO_ENGINE
 from aegis.runs import ENDED, JobState, Manifest
 from aegis.schedulers.base import JobStatus
 
@@ -57,6 +57,10 @@ class JobView(Struct, frozen=True, kw_only=True):
     log: str  # the job's own, or the scheduler's where the job never wrote one
     final: bool  # nothing about it can change
     services: tuple[Service, ...]
+    gateways: tuple[Service, ...] = ()  # that this job started
+    service: str | None = None  # whose job it is
+    predecessor: str | None = None  # job that it takes over from
+    successor: str | None = None  # job that takes over from it
     pending_reason: str | None = None
     failed_reason: str | None = None
 
@@ -65,7 +69,8 @@ class Servers(Struct, frozen=True, kw_only=True):
     """What the servers of a job say."""
 
     services: tuple[Service, ...] = ()
-    endpoints: tuple[str, ...] = ()  # of those that answer
+    gateways: tuple[Service, ...] = ()
+    endpoints: tuple[str, ...] = ()  # of the servers that answer
     trouble: str = ""
 
 
@@ -122,7 +127,8 @@ def view(
     asked = status.age if not is_final(manifest) else None
     ended = verdict.state in ENDED
     endpoints = servers.endpoints if verdict.state == "READY" else ()
-    base_url = f"http://{endpoints[0]}/v1" if endpoints else None
+    gateways = endpoint_lines(servers.gateways) if servers.services else manifest.gateways
+    base_url = f"http://{(gateways or endpoints)[0]}/v1" if endpoints else None
     began = verdict.state != "PENDING"  # else there is none yet
     log = manifest.log or (status.log if manifest.state == "PENDING" and began else "")
     if manifest.run_dir and not log:
@@ -152,6 +158,10 @@ def view(
         log=log,
         final=verdict.final,
         services=servers.services if not ended else (),
+        gateways=servers.gateways if not ended else (),
+        service=manifest.service,
+        predecessor=manifest.predecessor,
+        successor=manifest.successor,
         pending_reason=verdict.reason if verdict.state == "PENDING" and verdict.reason else None,
         failed_reason=verdict.reason if verdict.state == "FAILED" else None,
     )
@@ -210,24 +220,34 @@ def _servers(jobs: Jobs, manifests: Sequence[Manifest]) -> dict[str, Servers]:
 
 def _ask_servers(transport: Transport, manifest: Manifest) -> Servers:
     try:
-        services = sorted(_ask_registry(transport, manifest), key=by_position)
+        known = sorted(_ask_registry(transport, manifest), key=by_position)
     except AegisError as error:
         return _ask_endpoints(transport, manifest, f"the registry does not answer: {error.message}")
+    services = [service for service in known if service.service_type not in NO_ENGINE]
+    gateways = [
+        each
+        for each in known
+        if each.service_type == GATEWAY_TYPE and each.metadata.get("job") == manifest.job
+    ]
     heads = [service for service in services if not service.metadata.get("rank")]
-    healthy = [f"{service.host}:{service.port}" for service in heads if service.status == "healthy"]
     failed = [service for service in heads if service.status == "failed"]
     trouble = ""
     if failed:
         why = f"{failed[0].service_id}: {failed[0].metadata.get('reason') or 'no reason given'}"
         trouble = f"{len(failed)} of {len(heads)} instances failed: {why}"
-    return Servers(services=tuple(services), endpoints=tuple(healthy), trouble=trouble)
+    return Servers(
+        services=tuple(services),
+        gateways=tuple(gateways),
+        endpoints=tuple(endpoint_lines(services)),
+        trouble=trouble,
+    )
 
 
 def _ask_registry(transport: Transport, manifest: Manifest) -> list[Service]:
     from aegis.fleet.registries import registry_of  # noqa: PLC0415 - only where a job runs
 
     with registry_of(transport, manifest, REGISTRY_SECONDS) as registry:
-        return [each for each in registry.services() if each.service_type != MAP_TYPE]
+        return registry.services()
 
 
 def _ask_endpoints(transport: Transport, manifest: Manifest, trouble: str) -> Servers:

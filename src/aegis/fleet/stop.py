@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from aegis.errors import AegisError, DeadlineError, NotFoundError, SiteError
 from aegis.fleet.status import views
+from aegis.registry.model import NO_ENGINE
 from aegis.runs import ENDED, component_of, job_of
 
 if TYPE_CHECKING:
@@ -95,25 +96,32 @@ def keeper(jobs: Jobs, file: str) -> Manifest:
     live = [manifest for manifest in reversed(jobs.all()) if manifest.state not in ENDED]
     ours = [manifest for manifest in live if manifest.endpoints_file in {path, file}]
     if not ours and not jobs.is_here:
-        ours = _by_content(live, path)
-    for manifest, view in zip(ours, views(jobs, ours), strict=True):
-        if view.model_status not in ENDED:
-            return manifest
+        ours = _by_content(jobs, live, path)
+    states = [view.model_status for view in views(jobs, ours)]
+    # of a service, one job keeps the file, and another one waits for it
+    for wanted in (lambda state: state == "READY", lambda state: state not in ENDED):
+        for manifest, state in zip(ours, states, strict=True):
+            if wanted(state):
+                return manifest
     raise NotFoundError(f"no running job keeps {path}", hint="`aegis status` lists the jobs")
 
 
-def _by_content(live: list[Manifest], path: str) -> list[Manifest]:
+def _by_content(jobs: Jobs, live: list[Manifest], path: str) -> list[Manifest]:
     """Return the jobs whose first endpoint a file lists: the copy of a remote job's file lies anywhere."""
+    from aegis.fleet.registries import endpoints_of  # noqa: PLC0415 - start-up time
+
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:  # noqa: PTH123 - text in
             listed = set(stream.read().split())
     except OSError:
         return []
-    return [each for each in live if _address(each.base_url) in listed]
 
+    def first(manifest: Manifest) -> str:
+        if manifest.gateways:  # the base URL is the gateway's
+            return next(iter(endpoints_of(jobs.transport, manifest)), "")
+        return (manifest.base_url or "").removeprefix("http://").removesuffix("/v1")
 
-def _address(base_url: str | None) -> str:
-    return (base_url or "").removeprefix("http://").removesuffix("/v1")
+    return [each for each in live if first(each) in listed]
 
 
 # ------------------------------------------------------------------------------------------------ servers
@@ -148,7 +156,9 @@ def _stop_one(jobs: Jobs, manifest: Manifest, drain: float) -> str:
 
     try:
         with registry_of(jobs.transport, manifest, REGISTRY_SECONDS) as registry:
-            serving = [each for each in registry.services() if each.status == "healthy" and each.port]
+            # gateways stay until the requests that they passed on are answered
+            known = [each for each in registry.services() if each.service_type not in NO_ENGINE]
+            serving = [each for each in known if each.status == "healthy" and each.port]
             if drain and serving:
                 for service in serving:
                     registry.drain(service.service_id)

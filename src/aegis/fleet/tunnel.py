@@ -159,12 +159,12 @@ def near_port(preferred: int) -> int:
 
 
 def _servers(jobs: Jobs, manifest: Manifest, view: JobView) -> list[Server]:
-    """Return what the registry says is healthy; where it is silent, what the endpoints file says."""
+    """Return what the registry says is healthy, gateways first; where it is silent, what the endpoints file says."""
     if view.model_status in ENDED:
         return []
     healthy = [
         _of_service(service, manifest)
-        for service in view.services
+        for service in (*view.gateways, *view.services)
         if service.status == "healthy" and not service.metadata.get("rank")
     ]
     return healthy or _of_lines(endpoints_of(jobs.transport, manifest), manifest)

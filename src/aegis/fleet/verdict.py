@@ -23,6 +23,7 @@ PLAIN_WORDS = {"", "COMPLETED", "COMPLETING", "FAILED", "F", "E", "X"}  # ended 
 FORGOTTEN_SECONDS = 30 * 86400.0  # no job lasts so long
 FRESH_SECONDS = 5.0  # an answer so young is no older than what the manifest says
 AT_WALLTIME = "at its walltime"  # in the words of every scheduler, and of the job's own head
+HANDING_OVER = "handing over to"  # in the words of a head whose servers finish what they have
 SIGNALLED = "shut down"  # in the words of the head, which does not know who sent the signal
 EARLY_SECONDS = 75.0  # Slurm may send its notice up to a minute early
 SIGNALS = 128  # exit codes from here on tell of a signal
@@ -127,7 +128,7 @@ def _running(known: Evidence, status: JobStatus) -> Verdict:
         if manifest.state == "READY":
             return Verdict("READY", doing or status.reason or stranger)
         return Verdict("LAUNCHING", doing or status.reason or stranger)
-    if known.healthy:
+    if known.healthy or doing.startswith(HANDING_OVER):
         return Verdict("READY", known.trouble or doing)
     again = "no instance is healthy at present" if manifest.ready else ""
     return Verdict("LAUNCHING", doing or known.trouble or again or status.reason)

@@ -14,7 +14,7 @@ from aegis.preflight.files import Ask
 from aegis.preflight.finding import Finding, place_of, quantity
 from aegis.preflight.source import is_path, snapshot
 from aegis.preflight.weights import shown
-from aegis.spec.deployment import PORT_START, REGISTRY_PORT
+from aegis.spec.deployment import GATEWAY_PORT, PORT_START, REGISTRY_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from aegis.spec.resolve import Resolved
 
 PRIVILEGED = 1024  # ports below belong to root
+USUAL_PORTS = {"port_start": PORT_START, "registry_port": REGISTRY_PORT, "gateway_port": GATEWAY_PORT}
 
 
 class Job(Struct, frozen=True):
@@ -199,11 +200,11 @@ def ports(resolved: Resolved, nodes: int) -> Iterator[Finding]:
     A node has at least its share of the servers, one port each and, further up, a block of internal ports.
     """
     deployment = resolved.deployment
-    given = {"port_start": deployment.port_start, "registry_port": deployment.registry_port}
+    given = {name: getattr(deployment, name) for name in USUAL_PORTS}
     for key, port in given.items():
         if port is not None and port < PRIVILEGED:
             said = f"`{key}` {port} is below {PRIVILEGED}, where only root may serve"
-            hint = f"use {PORT_START if key == 'port_start' else REGISTRY_PORT}"
+            hint = f"use {USUAL_PORTS[key]}"
             yield Finding(Problem(place_of(resolved, key), said, hint), certain=False)
     servers = -(-sum(entry.instances for entry in deployment.models) // max(1, nodes))
     needed = max(INTERNAL_OFFSET, servers) + servers * PORT_STRIDE

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import hmac
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
 
+from aegis.registry import federating
 from aegis.registry.metrics import Metrics
 from aegis.registry.model import (
     EARLIER_NAMES,
@@ -20,26 +21,38 @@ from aegis.registry.model import (
     Change,
     Count,
     Failure,
+    Granted,
+    Orders,
     Push,
+    Retirement,
+    Wish,
 )
+from aegis.registry.overview.local import Local
+from aegis.registry.overview.pages import Dashboard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
     from aiohttp.typedefs import Handler
 
+    from aegis.registry.federate import Federation
     from aegis.registry.journal import Journal
     from aegis.registry.store import Store
 
 BODY_BYTES: Final = 16 * 2**20
 BODY_SECONDS: Final = 30.0  # for a push to arrive whole
 SWEEP_SECONDS: Final = 1.0
+NOT_FOUND: Final = "404: Not Found"  # aiohttp's own words
 WATCH_SECONDS: Final = 30.0  # default `timeout` of /watch
 WATCH_MAX_SECONDS: Final = 3600.0
 READS: Final = frozenset({"GET", "HEAD"})
+OPEN: Final = frozenset({"/healthz", "/ui"})  # the page itself has no data
+PRIVATE: Final = frozenset({"/ui/log"})  # a log may tell of requests
 
 _encode = msgspec.json.Encoder().encode
 _push_decoder = msgspec.json.Decoder(Push)
+T = TypeVar("T")
 
 
 def make_app(
@@ -48,11 +61,18 @@ def make_app(
     token: str | None = None,
     protect_reads: bool = False,
     journal: Journal | None = None,
+    federation: Federation | None = None,
+    logs: Path | None = None,
 ) -> web.Application:
-    """Build the application around a store; `journal`, if any, gets every material change."""
+    """Build the application around a store; `journal` gets every material change, `federation` mirrors other registries.
+
+    `logs` is the folder that has the logs of instances, for who presents the token.
+    """
     metrics = Metrics(store)
-    guard = _guard(token, protect_reads=protect_reads)
-    app = web.Application(middlewares=[metrics.middleware, _errors, guard], client_max_size=BODY_BYTES)
+    middlewares = [metrics.middleware, _errors, _guard(token, protect_reads=protect_reads)]
+    if federation:
+        middlewares.append(federating.passing_on(federation, may_write=token is not None))
+    app = web.Application(middlewares=middlewares, client_max_size=BODY_BYTES)
     api = Api(store, metrics, journal)
     service = "/services/{id:[^/]+}"
     app.add_routes(
@@ -63,14 +83,26 @@ def make_app(
             web.get(service, api.get),
             web.delete(service, api.delete),
             web.post(service + "/drain", api.drain),
+            web.get("/nodes", api.nodes),
             web.put("/nodes/{node:[^/]+}", api.push),
+            web.put("/nodes/{node:[^/]+}/orders", api.order),
+            web.post("/wishes", api.wish),
+            web.get("/wishes/{id:[^/]+}", api.asked),
+            web.put("/wishes/{id:[^/]+}", api.answer),
             web.post("/stop", api.stop),
+            web.post("/retire", api.retire),
             web.get("/watch", api.watch),
             web.get("/metrics", metrics.expose),
             web.get("/healthz", api.healthz),
         ]
     )
+    # Without a token anybody could read with those of the mirrored registries.
+    local = Local(store, logs, federation if token is not None else None)
+    Dashboard(local).add_to(app)
+    app.cleanup_ctx.append(local.ticking)
     app.cleanup_ctx.append(api.sweeping)
+    if federation:
+        app.cleanup_ctx.append(federating.mirroring(federation, api.take))
     app.on_shutdown.append(api.shut_down)
     return app
 
@@ -121,16 +153,59 @@ class Api:
             return _json(self._store.get(service_id), status=202)
         raise web.HTTPNotFound
 
+    def take(self, push: Push) -> None:
+        """Take what a mirrored registry says."""
+        self._publish(self._store.apply(push))
+
     async def push(self, request: web.Request) -> web.Response:
         push = _decode_push(await _body(request), request.match_info["node"])
         self._publish(self._store.apply(push))
         self._metrics.pushes.inc()
         return _json(self._store.acknowledge(push.node))
 
+    async def nodes(self, request: web.Request) -> web.Response:
+        _query(request)
+        return _json(self._store.nodes())
+
+    async def order(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        orders = _decode(body, Orders, "orders")
+        if orders.node != request.match_info["node"]:
+            raise _refuse(
+                f"malformed orders: `$.node` is {orders.node!r}, the URL says {request.match_info['node']!r}"
+            )
+        self._store.order(orders, msgspec.Raw(body))
+        return _json({}, status=202)
+
+    async def wish(self, request: web.Request) -> web.Response:
+        asked = self._store.wish(_decode(await _body(request), Wish, "wish"))
+        self._wake()
+        return _json(asked, status=202)
+
+    async def asked(self, request: web.Request) -> web.Response:
+        if asked := self._store.asked(request.match_info["id"]):
+            return _json(asked)
+        raise web.HTTPNotFound
+
+    async def answer(self, request: web.Request) -> web.Response:
+        answer = _decode(await _body(request), Granted, "answer")
+        if asked := self._store.answer(request.match_info["id"], answer):
+            return _json(asked)
+        raise web.HTTPNotFound
+
     async def stop(self, _request: web.Request) -> web.Response:
         self._store.stop()
         self._wake()
         return _json({}, status=202)
+
+    async def retire(self, request: web.Request) -> web.Response:
+        try:
+            wish = msgspec.json.decode(await _body(request), type=Retirement)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise _refuse(f"malformed wish to retire: {error}") from None
+        answer = self._store.retire(wish)
+        self._wake()
+        return _json(answer, status=202)
 
     async def watch(self, request: web.Request) -> web.Response:
         query = _query(request, "since", "timeout")
@@ -176,7 +251,8 @@ def _guard(token: str | None, *, protect_reads: bool) -> Any:
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        is_open = request.path == "/healthz" or (request.method in READS and not protect_reads)
+        is_read = request.method in READS and request.path not in PRIVATE
+        is_open = request.path in OPEN or (is_read and not protect_reads)
         if token is not None and not is_open:
             given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
             if not hmac.compare_digest(given, expected):
@@ -194,8 +270,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every refusal into JSON."""
     try:
         return await handler(request)
-    except web.HTTPNotFound:
-        return _json(Failure("not found"), status=404)
+    except web.HTTPNotFound as error:
+        said = error.text or ""
+        return _json(Failure("not found" if said == NOT_FOUND else said), status=404)
     except web.HTTPMethodNotAllowed as error:
         reason = f"{request.method} is not allowed here, only {', '.join(sorted(error.allowed_methods))}"
         return _json(Failure(reason), status=405, headers={"Allow": error.headers["Allow"]})
@@ -221,6 +298,13 @@ async def _body(request: web.Request) -> bytes:
         raise web.HTTPRequestTimeout(text=f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
     except (ConnectionError, web.RequestPayloadError) as error:
         raise _refuse(f"the body did not arrive whole: {error}") from None
+
+
+def _decode(body: bytes, type_: type[T], what: str) -> T:
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _refuse(f"malformed {what}: {error}") from None
 
 
 def _decode_push(body: bytes, node: str) -> Push:

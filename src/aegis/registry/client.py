@@ -10,7 +10,20 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from aegis.errors import AegisError, ConfigError, NotFoundError, RegistryUnreachable, SiteError
-from aegis.registry.model import Acknowledgement, Count, Failure, Push, Service, Watched
+from aegis.registry.model import (
+    Acknowledgement,
+    Asked,
+    Count,
+    Failure,
+    Granted,
+    Push,
+    Retirement,
+    Seen,
+    Service,
+    Watched,
+    Wish,
+)
+from aegis.registry.overview.model import Overview
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +32,7 @@ T = TypeVar("T")
 
 TIMEOUT_SECONDS: Final = 5.0
 CHUNK_BYTES: Final = 1 << 20
+LOG_PATH: Final = "/ui/log"
 OK: Final = frozenset({200, 202})
 
 
@@ -85,14 +99,48 @@ class RegistryClient:
         """Forget a service (its agent's next push brings it back), or raise NotFoundError."""
         return self._ask("DELETE", service_path(service_id), Service)
 
+    def nodes(self) -> list[Seen]:
+        """Return the nodes that tell of themselves."""
+        return self._ask("GET", "/nodes", list[Seen])
+
+    def order(self, node: str, orders: bytes) -> None:
+        """Say what a node is to run from now on: the JSON of `fleet.order.NodeOrder`."""
+        self._ask("PUT", f"/nodes/{_quote(node)}/orders", dict[str, Any], body=orders)
+
+    def wish(self, wish: Wish) -> Asked:
+        """Wish for another number of servers of a model; the head of the job will answer."""
+        return self._ask("POST", "/wishes", Asked, body=msgspec.json.encode(wish))
+
+    def asked(self, wish_id: str) -> Asked:
+        """Return a wish, with its answer if there is one, or raise NotFoundError."""
+        return self._ask("GET", f"/wishes/{_quote(wish_id)}", Asked)
+
+    def answer(self, wish_id: str, answer: Granted) -> None:
+        """Answer a wish, as the head of the job does, or raise NotFoundError."""
+        self._ask("PUT", f"/wishes/{_quote(wish_id)}", Asked, body=msgspec.json.encode(answer))
+
     def stop(self) -> None:
         """Wish that the whole fleet ends."""
         self._ask("POST", "/stop", dict[str, Any])
+
+    def retire(self, successor: str, *, done: bool = False) -> Retirement:
+        """Wish that the job hands over to another, or say that it has let go; return whose wish counts: the first."""
+        body = msgspec.json.encode(Retirement(successor=successor, done=done))
+        return self._ask("POST", "/retire", Retirement, body=body)
 
     def watch(self, since: int | None = None, timeout: float = 30.0) -> Watched:
         """Wait up to `timeout` seconds for changes after a revision; None returns everything at once."""
         query = {"since": since, "timeout": timeout}
         return self._ask("GET", "/watch", Watched, query=query, patience=timeout)
+
+    def overview(self) -> Overview:
+        """Return everything that is shown of the fleet."""
+        return self._ask("GET", "/overview", Overview)
+
+    def log(self, service_id: str, lines: int) -> str:
+        """Return the last lines that an instance wrote, or raise NotFoundError."""
+        query = {"service": service_id, "lines": lines}
+        return self.request("GET", LOG_PATH, query=query).decode(errors="replace")
 
     def ping(self) -> None:
         """Return when a registry answers."""
@@ -168,15 +216,20 @@ class RegistryClient:
                 f"the registry at {self.url} refuses: {reason}",
                 hint="set AEGIS_REGISTRY_TOKEN, or name a file with --token-file",
             )
-        if status == http.client.NOT_FOUND and path.startswith("/services/"):
-            return NotFoundError(
-                f"the registry at {self.url} has no {path}", hint="`aegis registry list` shows what it has"
-            )
         if status == http.client.NOT_FOUND:
-            return self._stranger(f": it has no {path}")
+            return self._missing(path, reason)
         if status < http.client.INTERNAL_SERVER_ERROR:
             return ConfigError(f"the registry at {self.url} refuses: {reason}")
         return self._unreachable(f"failed: {reason}")
+
+    def _missing(self, path: str, reason: str) -> AegisError:
+        if path == LOG_PATH:
+            return NotFoundError(reason)
+        if path.startswith(("/services/", "/wishes/")):
+            return NotFoundError(
+                f"the registry at {self.url} has no {path}", hint="`aegis registry list` shows what it has"
+            )
+        return self._stranger(f": it has no {path}")
 
     def _unreachable(self, what: str) -> RegistryUnreachable:
         return RegistryUnreachable(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal, get_args
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 Status = Literal["pending", "starting", "healthy", "unhealthy", "draining", "stopped", "failed"]
 STATUSES: Final[tuple[str, ...]] = get_args(Status)
@@ -17,6 +17,9 @@ HEALTHY_SECONDS: Final = 30.0  # default `timeout` of /services/healthy
 STALE_SECONDS: Final = 30.0  # without a push: shown unhealthy
 REMOVE_SECONDS: Final = 300.0  # without a push: removed
 MAP_TYPE: Final = "map"  # `service_type` of a run of `aegis map`: it serves nobody
+GATEWAY_TYPE: Final = "gateway"  # of a gateway: it stands before servers and is none of them
+JOB_TYPE: Final = "job"  # of what a job's head tells about its job; port 0
+NO_ENGINE: Final = frozenset({MAP_TYPE, GATEWAY_TYPE, JOB_TYPE})  # types that take no requests of models
 RESERVED_IDS: Final = frozenset({"count", "healthy"})  # routes below /services
 
 
@@ -50,6 +53,49 @@ class Push(Struct, frozen=True, kw_only=True):
 
     node: Annotated[str, Meta(min_length=1)]
     services: tuple[Report, ...]
+    version: int = 0  # of the orders that it follows
+
+
+class Orders(Struct, frozen=True, kw_only=True):
+    """What a node is to run from now on, as the head of the job says it; only its agent reads the rest."""
+
+    node: Annotated[str, Meta(min_length=1)]
+    version: Annotated[int, Meta(ge=1)]  # the highest holds
+    instances: tuple[Raw, ...]
+
+
+class Seen(Struct, frozen=True, kw_only=True):
+    """A node that tells of itself."""
+
+    node: str
+    age: float  # seconds since its last push
+    version: int  # of the orders that it follows
+
+
+class Wish(Struct, frozen=True, kw_only=True):
+    """An operator's wish for another number of servers of a model."""
+
+    model: Annotated[str, Meta(min_length=1)]
+    instances: Annotated[int, Meta(ge=0)]
+    grace: Annotated[float, Meta(ge=0)] = 300.0  # seconds that servers have to finish what they run
+    force: bool = False  # none of any model may be left
+
+
+class Granted(Struct, frozen=True, kw_only=True):
+    """What the head of the job makes of a wish."""
+
+    problem: str = ""  # why not; "": it is granted
+    hint: str = ""
+    starting: tuple[str, ...] = ()  # instances
+    leaving: tuple[str, ...] = ()
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """A wish, and the answer once there is one."""
+
+    id: str
+    wish: Wish
+    answer: Granted | None = None
 
 
 class Acknowledgement(Struct, frozen=True, kw_only=True):
@@ -58,6 +104,7 @@ class Acknowledgement(Struct, frozen=True, kw_only=True):
     generations: dict[str, int] = {}  # per instance over several nodes: the newest start of any member
     drain: tuple[str, ...] = ()  # instances to mark draining
     stop: bool = False  # the whole fleet is to end
+    orders: Raw | UnsetType = UNSET  # newer ones than those that the agent follows
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -69,6 +116,13 @@ class Change(Struct, frozen=True, kw_only=True):
     removed: bool = False
 
 
+class Retirement(Struct, frozen=True, kw_only=True):
+    """The wish that a job hands over, and the answer to it."""
+
+    successor: Annotated[str, Meta(min_length=1)]  # handle of the job that serves in its place
+    done: bool = False  # the job has let go of what both cannot have: its endpoints file
+
+
 class Watched(Struct, frozen=True, kw_only=True):
     """The answer of `/watch`: what changed after the revision that was asked for."""
 
@@ -77,6 +131,11 @@ class Watched(Struct, frozen=True, kw_only=True):
     removed: tuple[str, ...]  # ids
     reset: bool  # forget what you knew: the revision asked for is unknown or too old
     stop: bool  # the whole fleet is to end
+    time: float = (
+        0.0  # epoch seconds of the registry's clock, on which `last_seen` stands; 0 from earlier ones
+    )
+    wishes: tuple[Asked, ...] | UnsetType = UNSET  # those without an answer, for the head of the job
+    retire: str = ""  # handle of the job that takes over
 
 
 class Count(Struct, frozen=True):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import math
-import resource
 import signal
 import time
 from typing import TYPE_CHECKING, Final
@@ -16,6 +14,7 @@ from aiohttp import web
 
 from aegis.errors import ConfigError, SiteError
 from aegis.files import write_atomically
+from aegis.processes import raise_file_limit
 from aegis.registry import journal as journals
 from aegis.registry.api import make_app
 from aegis.registry.model import REMOVE_SECONDS, STALE_SECONDS
@@ -23,6 +22,8 @@ from aegis.registry.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from aegis.registry.federate import Federation
 
 __all__ = ["make_app", "serve"]
 
@@ -43,6 +44,8 @@ def serve(
     stale_after: float = STALE_SECONDS,
     remove_after: float = REMOVE_SECONDS,
     port_file: Path | None = None,
+    federation: Federation | None = None,
+    logs: Path | None = None,
 ) -> None:
     """Run a registry until SIGTERM or SIGINT (in the main thread, with an event loop of its own).
 
@@ -55,10 +58,13 @@ def serve(
         stale_after: seconds without a push until a service is shown unhealthy.
         remove_after: seconds without a push until a service is removed.
         port_file: gets the bound port, atomically, once the registry listens.
+        federation: the registries whose services it shows besides its own.
+        logs: folder with a log `ID.log` of each instance, which `/ui` shows to who presents the token.
 
     Raises:
         ConfigError: the options contradict each other.
         SiteError: the address cannot be bound, or the port file not written.
+        NotFoundError: what is to be mirrored is not there.
     """
     if not 0 < stale_after < remove_after < math.inf:
         raise ConfigError(
@@ -67,7 +73,7 @@ def serve(
         )
     if protect_reads and token is None:
         raise ConfigError("reads can only be protected with a token", hint="give one with --token-file")
-    _raise_file_limit()
+    raise_file_limit()
     # Microseconds keep revisions rising over restarts, and exact in JSON numbers.
     store = Store(stale_after=stale_after, remove_after=remove_after, revision=time.time_ns() // 1000)
     writer = None
@@ -77,14 +83,10 @@ def serve(
         journals.compact(journal, changes)
         writer = journals.Journal(journal)
     try:
-        asyncio.run(
-            _run(
-                make_app(store, token=token, protect_reads=protect_reads, journal=writer),
-                host,
-                port,
-                port_file,
-            )
+        app = make_app(
+            store, token=token, protect_reads=protect_reads, journal=writer, federation=federation, logs=logs
         )
+        asyncio.run(_run(app, host, port, port_file))
     finally:
         if writer:
             writer.close()
@@ -130,10 +132,3 @@ def _tell_port(file: Path, port: int) -> None:
         write_atomically(file, f"{port}\n")
     except OSError as error:
         raise SiteError(f"the port file cannot be written: {error}", hint="check --port-file") from None
-
-
-def _raise_file_limit() -> None:
-    """Allow as many connections as the system grants: thousands of agents and watchers hold one each."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

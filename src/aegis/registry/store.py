@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from msgspec import Struct
+from msgspec import UNSET, Raw, Struct
 from msgspec.structs import replace
 
 from aegis.registry.model import (
     HEALTHY_SECONDS,
+    JOB_TYPE,
     REMOVE_SECONDS,
     STALE_SECONDS,
     Acknowledgement,
+    Asked,
     Change,
+    Granted,
+    Orders,
     Push,
     Report,
+    Retirement,
+    Seen,
     Service,
     Watched,
+    Wish,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +39,19 @@ if TYPE_CHECKING:
 VOLATILE: Final = frozenset({"load"})  # metadata that moves all the time: no news for watchers
 ENDED: Final = frozenset({"stopped", "failed"})  # says more than "unhealthy", however old
 DRAINED: Final = ENDED | {"draining"}  # the agent has heard of the wish
+WISHES: Final = 100  # the last ones are remembered, with their answers
+NO_ORDERS: Final = (0, Raw(b""))
 HISTORY: Final = 50_000  # services whose last change watchers can still ask for
+
+
+class Listener(Protocol):
+    """Who is told what a store hears, at once."""
+
+    def heard(self, push: Push) -> None:
+        """A node told its full state."""
+
+    def changed(self, change: Change) -> None:
+        """A service appeared, changed materially or went."""
 
 
 class Entry(Struct, frozen=True):
@@ -65,7 +84,7 @@ class Store:
         revision: int = 0,
         history: int = HISTORY,
     ) -> None:
-        self._wall, self._monotonic = wall, monotonic
+        self.wall, self.monotonic = wall, monotonic
         self._stale_after, self._remove_after = stale_after, remove_after
         self._entries: dict[str, Entry] = {}
         # Ids by service type, by model, by node. Dicts are sets that keep their order.
@@ -78,15 +97,21 @@ class Store:
         self._revision = self._forgotten = revision  # watchers from before `_forgotten` start anew
         self._history: OrderedDict[str, int] = OrderedDict()  # id -> revision of its last change
         self._history_limit = history
+        self.listener: Listener | None = None
         self._drain: set[str] = set()
         self._stop = False
+        self._orders: dict[str, tuple[int, Raw]] = {}  # node -> version, and the whole
+        self._versions: dict[str, int] = {}  # node -> version that its agent follows
+        self._wishes: OrderedDict[str, Asked] = OrderedDict()
+        self._retirement: Retirement | None = None
 
     # What agents say
 
     def apply(self, push: Push) -> list[Change]:
         """Take the full state of one node; return what changed materially."""
-        now, wall = self._monotonic(), self._wall()
-        reports = {report.service_id: report for report in push.services}
+        now, wall = self.monotonic(), self.wall()
+        self._versions[push.node] = push.version
+        reports = {each.service_id: each for each in push.services if not self._has_moved(each, push)}
         gone = [known for known in self._nodes.get(push.node, ()) if known not in reports]
         changes = [self._remove(service_id) for service_id in gone]
         for report in reports.values():
@@ -96,6 +121,8 @@ class Store:
             if report.status in DRAINED:
                 self._drain.discard(report.service_id)
         self._renew(push.node, now)
+        if self.listener:
+            self.listener.heard(push)
         return changes
 
     def acknowledge(self, node: str) -> Acknowledgement:
@@ -106,11 +133,13 @@ class Store:
             if started := _start(self._entries[service_id].service):
                 generations[started[0]] = max(self._generations[started[0]].values())
         drain = tuple(service_id for service_id in ids if service_id in self._drain) if self._drain else ()
-        return Acknowledgement(generations=generations, drain=drain, stop=self._stop)
+        version, orders = self._orders.get(node, NO_ORDERS)
+        news = orders if version > self._versions.get(node, 0) else UNSET
+        return Acknowledgement(generations=generations, drain=drain, stop=self._stop, orders=news)
 
     def restore(self, changes: Iterable[Change]) -> None:
         """Take back services of a journal: their nodes have a whole lease to announce them again."""
-        now, wall = self._monotonic(), self._wall()
+        now, wall = self.monotonic(), self.wall()
         for change in changes:
             seen = now - max(0.0, wall - change.service.last_seen)
             self._put(Entry(change.service, change.node, seen))
@@ -118,7 +147,7 @@ class Store:
 
     def sweep(self) -> list[Change]:
         """Turn services of silent nodes unhealthy, remove those of lost nodes; return what changed."""
-        now = self._monotonic()
+        now = self.monotonic()
         changes = []
         for node, pushed in _expired(self._fresh, now - self._stale_after):
             self._silent[node] = pushed
@@ -146,6 +175,35 @@ class Store:
             self._stop = True
             self._revision += 1
 
+    def retire(self, wish: Retirement) -> Retirement:
+        """Wish that the job hands over to another, or note that it has let go; return whose wish counts: the first."""
+        known = self._retirement
+        if known is None or (wish.successor == known.successor and wish.done > known.done):
+            self._retirement = known = wish
+            self._revision += 1
+        return known
+
+    def order(self, orders: Orders, whole: Raw) -> None:
+        """Repeat these orders to the agent of their node until it follows them; older ones than are known say nothing."""
+        if orders.version >= self._orders.get(orders.node, NO_ORDERS)[0]:
+            self._orders[orders.node] = orders.version, whole
+
+    def wish(self, wish: Wish) -> Asked:
+        """Keep a wish for the head of the job."""
+        self._revision += 1
+        asked = Asked(id=str(self._revision), wish=wish)
+        self._wishes[asked.id] = asked
+        if len(self._wishes) > WISHES:
+            self._wishes.popitem(last=False)
+        return asked
+
+    def answer(self, wish_id: str, answer: Granted) -> Asked | None:
+        """Keep the head's answer to a wish; None if there is no such wish."""
+        if wish_id not in self._wishes:
+            return None
+        self._wishes[wish_id] = replace(self._wishes[wish_id], answer=answer)
+        return self._wishes[wish_id]
+
     def remove(self, service_id: str) -> Change | None:
         """Forget a service (its agent's next push brings it back); None if there is no such service."""
         return self._remove(service_id) if service_id in self._entries else None
@@ -157,6 +215,18 @@ class Store:
         """Rises with every material change."""
         return self._revision
 
+    def asked(self, wish_id: str) -> Asked | None:
+        """Return a wish, with its answer if there is one."""
+        return self._wishes.get(wish_id)
+
+    def nodes(self) -> list[Seen]:
+        """Return the nodes that have told of themselves and are not forgotten, and when they did last."""
+        now = self.monotonic()
+        return [
+            Seen(node=node, age=max(0.0, now - pushed), version=self._versions.get(node, 0))
+            for node, pushed in (*self._fresh.items(), *self._silent.items())
+        ]
+
     def get(self, service_id: str) -> Service | None:
         """Return one service, or None."""
         entry = self._entries.get(service_id)
@@ -165,19 +235,31 @@ class Store:
     def select(
         self, *, service_type: str | None = None, status: str | None = None, model: str | None = None
     ) -> list[Service]:
-        """Return the services that match all that is given."""
+        """Return the services that match all that is given; what is told of jobs only where its type is asked for."""
         entries = self._matching(service_type, model)
-        return [entry.service for entry in entries if status is None or entry.service.status == status]
+        hidden = None if service_type == JOB_TYPE else JOB_TYPE  # whoever counts services counts servers
+        return [
+            entry.service
+            for entry in entries
+            if entry.service.service_type != hidden and (status is None or entry.service.status == status)
+        ]
 
     def healthy(
         self, *, service_type: str | None = None, model: str | None = None, timeout: float = HEALTHY_SECONDS
     ) -> list[Service]:
         """Return the healthy services that were seen less than `timeout` seconds ago."""
-        since = self._monotonic() - timeout
+        since = self.monotonic() - timeout
         entries = self._matching(service_type, model)
         return [
             entry.service for entry in entries if entry.service.status == "healthy" and entry.seen > since
         ]
+
+    def by_node(self) -> Iterator[tuple[str, float, list[Service]]]:
+        """Yield each node that has services, with the seconds since it last told, and them."""
+        now = self.monotonic()
+        for node, ids in self._nodes.items():
+            told = self._fresh.get(node) or self._silent.get(node, now)
+            yield node, now - told, [self._entries[service_id].service for service_id in ids]
 
     def tally(self) -> Counter[tuple[str, str]]:
         """Count the services by type and status."""
@@ -202,8 +284,21 @@ class Store:
 
     def _watched(self, services: tuple[Service, ...], removed: tuple[str, ...], *, reset: bool) -> Watched:
         return Watched(
-            revision=self._revision, services=services, removed=removed, reset=reset, stop=self._stop
+            wishes=tuple(asked for asked in self._wishes.values() if asked.answer is None) or UNSET,
+            revision=self._revision,
+            services=services,
+            removed=removed,
+            reset=reset,
+            stop=self._stop,
+            time=self.wall(),
+            retire=self._retirement.successor if self._retirement else "",
         )
+
+    def _has_moved(self, report: Report, push: Push) -> bool:
+        """Tell whether a service was given to another node, and an agent that was away has not heard of it."""
+        entry = self._entries.get(report.service_id)
+        behind = push.version < self._orders.get(push.node, NO_ORDERS)[0]
+        return behind and entry is not None and entry.node != push.node
 
     def _matching(self, service_type: str | None, model: str | None) -> Iterator[Entry]:
         if model is not None:
@@ -240,7 +335,10 @@ class Store:
         self._history.move_to_end(entry.service.service_id)
         if len(self._history) > self._history_limit:
             self._forgotten = self._history.popitem(last=False)[1]
-        return Change(time=self._wall(), node=entry.node, service=entry.service, removed=removed)
+        change = Change(time=self.wall(), node=entry.node, service=entry.service, removed=removed)
+        if self.listener:
+            self.listener.changed(change)
+        return change
 
     def _indices(self, entry: Entry) -> Iterator[tuple[dict[str, dict[str, None]], str]]:
         yield self._types, entry.service.service_type

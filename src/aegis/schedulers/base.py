@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 JOB_VARIABLE = "AEGIS_JOB"  # inside a job: its handle
 RUN_DIR_VARIABLE = "AEGIS_RUN_DIR"  # inside a job: where it writes
 SECRETS_VARIABLE = "AEGIS_SECRETS_FILE"  # inside a job: a file of its owner alone, JSON of name -> value
+PREDECESSOR_VARIABLE = "AEGIS_PREDECESSOR"  # inside a job that takes over from another: that one's handle
+FAILED_STARTS_VARIABLE = (
+    "AEGIS_FAILED_STARTS"  # inside it: how many before it failed at their start, in a row
+)
 GROUP_VARIABLE = "AEGIS_HET_GROUP"  # inside a component of a Slurm het job: its number
 SECRET_NAMES = (
     "HF_TOKEN",
@@ -86,6 +90,15 @@ class Component(Struct, frozen=True, kw_only=True):
     profile_name: str = ""
 
 
+class After(Struct, frozen=True, kw_only=True):
+    """The job that another takes over from, and when that one may start: Slurm counts from the start, PBS has a clock."""
+
+    job: str  # handle
+    seconds: int | None = None  # after the start of that job; None: as soon as there are nodes
+    time: float | None = None  # the same moment in epoch seconds
+    failed_starts: int = 0  # successors in a row that failed at their start
+
+
 class JobRequest(Struct, frozen=True, kw_only=True):
     """One job, as any scheduler can run it."""
 
@@ -94,6 +107,8 @@ class JobRequest(Struct, frozen=True, kw_only=True):
     work_dir: str
     python: str  # the Python that holds aegis on the nodes
     setup: tuple[str, ...] = ()  # shell lines before aegis itself runs
+    service: str | None = None  # that it belongs to
+    after: After | None = None
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -76,6 +76,8 @@ class Local:
             host=os.uname().nodename,
             nodes=resources.nodes,
             endpoints_file=endpoints_path(component.endpoints_file, handle, str(run.path)),
+            service=request.service,
+            predecessor=request.after.job if request.after else None,
         )
         process = None
         try:

@@ -127,4 +127,6 @@ def _manifest(request: JobRequest, component: Component, handle: str, folder: st
         nodes=resources.nodes,
         queue=resources.queue or "",
         endpoints_file=endpoints_path(component.endpoints_file, handle, folder),
+        service=request.service,
+        predecessor=request.after.job if request.after else None,
     )

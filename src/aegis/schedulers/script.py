@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from aegis import __version__
-from aegis.schedulers.base import JOB_VARIABLE, RUN_DIR_VARIABLE
+from aegis.schedulers.base import (
+    FAILED_STARTS_VARIABLE,
+    JOB_VARIABLE,
+    PREDECESSOR_VARIABLE,
+    RUN_DIR_VARIABLE,
+)
 
 if TYPE_CHECKING:
-    from aegis.schedulers.base import Component, JobRequest
+    from aegis.schedulers.base import After, Component, JobRequest
 
 # Several launches: a signal ends their servers, and each writes why and what is left; the job ends with the first bad code.
 OWN_VARIABLES = "# shellcheck disable=SC2030,SC2031 # what a component exports is for itself alone"
@@ -53,6 +58,7 @@ def script(request: JobRequest, shell: JobShell | None = None) -> str:
         f"cd -- {shlex.quote(request.work_dir)} || exit 3",
         *(shell.first if shell else ()),
         *request.setup,
+        *_chain(request.after),
     ]
     if len(request.components) == 1:
         (component,) = request.components
@@ -66,6 +72,16 @@ def script(request: JobRequest, shell: JobShell | None = None) -> str:
             lines += [*_own_place(component, shell, f"+{number}"), *shell.narrowing[number]]
         lines += [*_launch(request.python, component), ") &", 'launches+=("$!")']
     return "\n".join([*lines, "", WAIT, ""])
+
+
+def _chain(after: After | None) -> list[str]:
+    """Return the lines that tell a job whom it takes over from."""
+    if after is None:
+        return []
+    lines = [f"export {PREDECESSOR_VARIABLE}={shlex.quote(after.job)}"]
+    if after.failed_starts:
+        lines.append(f"export {FAILED_STARTS_VARIABLE}={after.failed_starts}")
+    return lines
 
 
 def _own_place(component: Component, shell: JobShell, suffix: str) -> list[str]:

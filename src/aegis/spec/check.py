@@ -172,7 +172,8 @@ def hint_for(type_: Any, value: Any, error: msgspec.ValidationError) -> str | No
         return "remove the quotes"
     if allowed := choices(type_):
         close = did_you_mean(str(value), allowed)
-        return close or f"one of {', '.join(allowed)}"
+        number = "a number, or " if _fits("1", type_) else ""
+        return close or f"{number}{'one of ' * (len(allowed) > 1)}{', '.join(allowed)}"
     return None
 
 

@@ -19,6 +19,7 @@ Executor = Literal["mp", "ray"]
 StagerName = Literal["mpi", "tcp", "copy", "none"]
 
 REGISTRY_PORT = 8471
+GATEWAY_PORT = 8080
 PORT_START = 8000
 ENDPOINTS = "aegis_endpoints.txt"
 
@@ -161,4 +162,43 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             description="arguments of `aegis map`, as in a shell: the job starts its servers, does this work, and ends with it"
         ),
     ] = None
+    gateways: Annotated[
+        Annotated[int, Meta(ge=0)] | Literal["per-node"] | None,
+        Meta(
+            description="gateways to start, each one URL for all servers: a number, at most one a node, or per-node"
+        ),
+    ] = None
+    gateway_port: Annotated[
+        Port | None, Meta(description="port of the gateways (default: 8080, or another that is free)")
+    ] = None
+    gateway_keys: Annotated[
+        Text | None, Meta(description="file with the keys that the gateways ask for (`aegis gateway keys`)")
+    ] = None
+    service: Annotated[
+        Text | None,
+        Meta(description="name that this job's servers are found by, shared by jobs that stand in for it"),
+    ] = None
+    keep_alive: Annotated[
+        bool, Meta(description="submit a successor before the walltime ends, and hand over when it serves")
+    ] = False
+    until: Annotated[
+        Text | None,
+        Meta(
+            description="when `keep_alive` ends: a date and time (2026-12-31T18:00), or a duration (3-00:00:00)"
+        ),
+    ] = None
+    overlap: Annotated[
+        Text | None,
+        Meta(
+            description="how long before the end of its walltime the successor may start, HH:MM:SS (default: 2 hours, "
+            "or half of the walltime)"
+        ),
+    ] = None
+    spare_nodes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="nodes to ask for beyond those that the servers need: one takes over when a node is lost",
+        ),
+    ] = 0
     wait: Annotated[bool, Meta(description="submit: return when the servers are healthy")] = False

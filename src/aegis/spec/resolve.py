@@ -6,6 +6,7 @@ Later layers win, for every field: default < platform < entry of the catalog < f
 from __future__ import annotations
 
 import re
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +19,7 @@ from aegis.spec.deployment import Deployment, ModelEntry
 from aegis.spec.document import Document, read_document
 from aegis.spec.memory import format_memory
 from aegis.spec.platforms import Site, load_platform
+from aegis.spec.service import problems as problems_of_service
 from aegis.spec.walltime import format_walltime, parse_walltime
 
 if TYPE_CHECKING:
@@ -31,8 +33,9 @@ MODEL_TYPES = field_types(ModelEntry)
 SECRET = "hf_token"  # noqa: S105 - the name of the key, kept out of every struct that is written anywhere
 DEFAULT = "default"
 HOLDERS = ("image", "venv", "conda_env")  # of the engine
-PATHS = ("hf_home", *HOLDERS, "aegis_env", "endpoints_file", "log_dir", "prebuilt")
+PATHS = ("hf_home", *HOLDERS, "aegis_env", "endpoints_file", "gateway_keys", "log_dir", "prebuilt")
 MODEL_PATHS = ("model", "model_source")
+PORTS = ("port_start", "registry_port", "gateway_port")
 
 
 class Setting(Struct, frozen=True):
@@ -313,11 +316,20 @@ def _check_meaning(top: Layer, entries: list[Layer], reader: _Reader) -> None:
         "HH:MM:SS, such as 01:00:00",
         reader,
     )
+    _write_one_way(
+        top,
+        "overlap",
+        lambda text: format_walltime(parse_walltime(text)),
+        "HH:MM:SS, such as 02:00:00",
+        reader,
+    )
     _write_one_way(top, "mem_per_node", format_memory, "it as 64G", reader)
     named = [*(top.get(key) for key in PATHS), *(entry.get(key) for entry in entries for key in MODEL_PATHS)]
     for setting in named:
         if setting and setting.value.startswith("~") and not _has_home(setting.value):
             reader.problem(setting.origin, f"`{setting.value}`: there is no such home directory")
+    for key, said, hint in problems_of_service({key: setting.value for key, setting in top.items()}):
+        reader.problem(top[key].origin, said, hint)
     holders = [key for key in HOLDERS if key in top]
     for other in holders[1:]:
         said = f"`{other}` and `{holders[0]}` both say where the engine is"
@@ -333,8 +345,25 @@ def _check_meaning(top: Layer, entries: list[Layer], reader: _Reader) -> None:
                     f"`extra_{other}_args` is given, but the engine is {engine}",
                     f"set `engine: {other}` or use `extra_{engine}_args`",
                 )
-    if "port_start" in top and _value(top, "port_start") == _value(top, "registry_port"):
-        reader.problem(top["registry_port"].origin, "`registry_port` and `port_start` are the same port")
+    _check_ports(top, reader)
+    _check_gateways(top, reader)
+
+
+def _check_ports(top: Layer, reader: _Reader) -> None:
+    for key, other in combinations([key for key in PORTS if key in top], 2):
+        if top[key].value == top[other].value:
+            reader.problem(top[other].origin, f"`{other}` and `{key}` are the same port")
+
+
+def _check_gateways(top: Layer, reader: _Reader) -> None:
+    """Find what is said of gateways where none is asked for; what a site or an environment says of all is left out."""
+    if "gateways" in top or any("`gateways`" in problem.message for problem in reader.problems):
+        return
+    for key in {"gateway_port", "gateway_keys"} & top.keys():
+        setting = top.pop(key)
+        if not setting.origin.startswith(("AEGIS_", "platform ")):
+            said = f"`{key}` is given, but no gateway is asked for"
+            reader.problem(setting.origin, said, "set `gateways: 1`, or `gateways: per-node`")
 
 
 def _write_one_way(top: Layer, key: str, form: Callable[[str], str], hint: str, reader: _Reader) -> None:

@@ -13,7 +13,7 @@ from aegis.engines.simulator import FINGERPRINT
 from aegis.engines.simulator.text import EMBEDDING_SIZE, Output, embedding, pieces, token_id
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from aegis.engines.simulator import Settings
 
@@ -230,6 +230,21 @@ class Events:
         self._head = b"data: " + encode(head)[:-1] + b',"choices":['
         self._text_key = b',"delta":{"content":' if job.chat else b',"text":'
         self._text_end = b'},"logprobs":null' if job.chat else b',"logprobs":null'
+
+    def at(self, position: int) -> Iterator[bytes]:
+        """Yield the events of a position: a token of each choice that is as long as that."""
+        if position == 0 and self._job.chat:
+            for index in range(len(self._job.outputs)):
+                yield self.role(index)
+        for index, output in enumerate(self._job.outputs):
+            if position < len(output.tokens):
+                yield self.token(index, position)
+
+    def end(self) -> Iterator[bytes]:
+        """Yield what comes after the last token."""
+        if self._job.include_usage:
+            yield self.usage()
+        yield self.DONE
 
     def role(self, index: int) -> bytes:
         """Return the first event of a chat choice."""

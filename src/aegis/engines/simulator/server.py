@@ -37,6 +37,7 @@ from aegis.engines.simulator.protocol import (
     prompts_of,
     token_list,
 )
+from aegis.engines.simulator.responses import ResponseEvents, ResponsesRequest, input_tokens, response_of
 from aegis.engines.simulator.text import plan
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ STREAM: Final = CIMultiDict(MARK | {"Content-Type": "text/event-stream; charset=
 CHAT = msgspec.json.Decoder(ChatRequest)
 COMPLETION = msgspec.json.Decoder(CompletionRequest)
 EMBEDDING = msgspec.json.Decoder(EmbeddingRequest)
+RESPONSES = msgspec.json.Decoder(ResponsesRequest)
 TOKENIZE = msgspec.json.Decoder(TokenizeRequest)
 FAULT = msgspec.json.Decoder(FaultChange)
 
@@ -91,6 +93,7 @@ class Simulator:
             "/v1/completions": {"POST": self.completions},
             "/v1/chat/completions": {"POST": self.chat},
             "/v1/embeddings": {"POST": self.embed},
+            "/v1/responses": {"POST": self.responses},
             "/sim/fault": {"GET": self.fault, "POST": self.fault},
         }
 
@@ -171,6 +174,21 @@ class Simulator:
         job = self._job(asked, prompts_of(asked.prompt), limit, chat=False)
         return await self._run(request, job, lambda: answer(job))
 
+    async def responses(self, request: web.BaseRequest) -> web.StreamResponse:
+        asked = decode(RESPONSES, await request.read())
+        model, prompt = self._served(asked.model), input_tokens(asked)
+        longest = self._check_lengths([prompt], asked.max_output_tokens or 1)
+        limit = asked.max_output_tokens or self.settings.max_model_len - longest
+        job = Job(
+            id=f"resp_{secrets.token_hex(16)}",
+            created=int(time.time()),
+            model=model,
+            prompts=(prompt,),
+            outputs=(plan(limit, self.settings.output_tokens, 0, ()),),
+            stream=bool(asked.stream),
+        )
+        return await self._run(request, job, lambda: encode(response_of(job)), ResponseEvents)
+
     def _served(self, model: str | None) -> str:
         if model is None:
             return self.settings.names[0]
@@ -215,7 +233,13 @@ class Simulator:
             )
         return longest
 
-    async def _run(self, request: web.BaseRequest, job: Job, body: Callable[[], bytes]) -> web.StreamResponse:
+    async def _run(
+        self,
+        request: web.BaseRequest,
+        job: Job,
+        body: Callable[[], bytes],
+        events: Callable[[Job], Events | ResponseEvents] = Events,
+    ) -> web.StreamResponse:
         """Queue, generate and answer; whatever ends this (a closed connection too) frees the place."""
         self.faults.arrive()
         if self.faults.fails():
@@ -230,7 +254,7 @@ class Simulator:
                 generation.cached = sum([self._prefixes.hits(prompt) for prompt in job.prompts])
                 self.stats.prefix_hits += generation.cached
             if job.stream:
-                return await self._stream(request, job, generation)
+                return await self._stream(request, events(job), generation)
             async for _ in generation.tokens(PLAIN_SLICE):
                 pass
             if self.faults.resets():
@@ -238,25 +262,21 @@ class Simulator:
             generation.finish()
             return json_response(body())
 
-    async def _stream(self, request: web.BaseRequest, job: Job, generation: Generation) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.BaseRequest, events: Events | ResponseEvents, generation: Generation
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers=STREAM.copy())
         await response.prepare(request)
-        events = Events(job)
         drop_at = generation.longest // 2 if self.faults.resets() else None
         try:
             async for position in generation.positions():
-                if position == 0 and job.chat:
-                    for index in range(len(job.outputs)):
-                        await response.write(events.role(index))
-                for index, output in enumerate(job.outputs):
-                    if position < len(output.tokens):
-                        await response.write(events.token(index, position))
+                for event in events.at(position):
+                    await response.write(event)
                 if position == drop_at:
                     _drop(request)
                     return response
-            if job.include_usage:
-                await response.write(events.usage())
-            await response.write(Events.DONE)
+            for event in events.end():
+                await response.write(event)
         except ConnectionError:  # the client has left; aiohttp notices by itself
             return response
         generation.finish()

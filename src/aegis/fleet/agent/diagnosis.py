@@ -1,8 +1,7 @@
-"""What an engine tells about itself: its last words, and its metrics. Pure."""
+"""What an engine's last words say of its end. Pure."""
 
 from __future__ import annotations
 
-import math
 import re
 import signal
 from typing import Any
@@ -24,21 +23,3 @@ def diagnose(causes: list[list[Any]], lines: list[str], code: int | None) -> tup
         return f"killed by {name}{hint}", False
     said = [line for line in lines if EXCEPTION.match(line)]
     return (said[-1][:240] if said else ""), False
-
-
-def parse_metrics(text: str, names: dict[str, list[str]]) -> dict[str, float]:
-    """Sum the samples of a Prometheus page over their labels, for each group of alternative names."""
-    wanted = {name: group for group, alternatives in names.items() for name in alternatives}
-    sums: dict[str, float] = {}
-    for line in text.split("\n"):  # not splitlines: labels may hold other line separators
-        name = line.partition("{")[0].partition(" ")[0]
-        group = wanted.get(name)
-        if group is None:
-            continue
-        try:
-            value = float(line.rpartition("}")[2].split()[0 if "{" in line else 1])
-        except (ValueError, IndexError):
-            continue
-        if math.isfinite(value):  # JSON has no NaN: one would cost the whole node its report
-            sums[group] = sums.get(group, 0.0) + value
-    return sums

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -19,6 +20,9 @@ from .vitals import Policy, Vitals
 if TYPE_CHECKING:
     import subprocess
 
+DRAINED = "drained"  # the reason of an end that somebody wished for this instance alone
+SETTLE_SECONDS = 3.0  # until everybody who sends requests has heard that an instance takes no more
+LEAVING_SECONDS = 0.5  # between two looks at one that leaves
 TAIL_SENT = 40  # lines of a failed start that travel to the registry
 
 
@@ -34,18 +38,20 @@ class Instance(threading.Thread):
         self.ports = Ports(order)
         self.prober = Prober(order, self.policy, self.ports, self.secret_env.get("VLLM_API_KEY", ""))
         self.status, self.reason, self.since = "pending", "", time.time()
-        self.generation = 0
+        self.generation = int(order.get("generation", 0))  # of what ran under this name before
         self.restarts = 0
         self.failures = 0  # in a row, forgiven after a settled time
         self.pid: int | None = None
         self.ready_after: float | None = None
         self.last_good: float | None = None
         self.draining = False
+        self.leaving = False  # ends for good when it has no requests left
         self.tail: list[str] = []
         self._changed = changed  # set when there is something to tell the registry
         self._wake = Wake()  # stop, or look for new orders
         self._stopping = False
         self._wanted_generation = 0
+        self._settled_at = self._leave_by = 0.0
 
     # -- what others ask of it
 
@@ -54,6 +60,19 @@ class Instance(threading.Thread):
         self._stopping = True
         self._wake.set()
         self.prober.stop()
+
+    def leave(self, grace: float) -> None:
+        """Take no new requests, finish those that run within so many seconds, and end for good."""
+        self._settled_at = time.monotonic() + SETTLE_SECONDS
+        self._leave_by = time.monotonic() + grace
+        self.draining = self.leaving = True
+        self._changed.set()
+        self._wake.set()
+
+    def make_way(self) -> None:
+        """End at once: one with other orders comes in its place."""
+        self.leaving = True
+        self.stop()
 
     def reach_generation(self, generation: int) -> None:
         """Start anew if another member of this instance already did."""
@@ -96,15 +115,17 @@ class Instance(threading.Thread):
     def run(self) -> None:
         """Start, watch and restart until told to stop or out of tries."""
         given_up = self._live()
-        self._set("failed" if given_up else "stopped", given_up or "stopped")
+        ended = DRAINED if self.draining and not self._stopping else "stopped"
+        self._set("failed" if given_up else "stopped", given_up or ended)
         self.ports.release()
         self.output.close()
 
     def _live(self) -> str:
         """Start, watch and restart. Return why it was given up, or nothing when it was stopped."""
         if not self._has_its_needs():
-            return "" if self._stopping else "told to end before its node had all that it needs"
-        while not self._stopping:
+            ours = self._stopping or self.leaving
+            return "" if ours else "told to end before its node had all that it needs"
+        while not self._stopping and not self.leaving:
             cause, permanent = self._one_life()
             if self._stopping or self.draining:
                 break
@@ -187,7 +208,7 @@ class Instance(threading.Thread):
         while True:
             if wait_for_end(process, self._wake, pause):
                 return ""
-            if self._stopping:
+            if self._stopping or (self.leaving and self._may_leave(vitals)):
                 return "stopped"
             if self._wanted_generation > self.generation:
                 return None
@@ -205,7 +226,16 @@ class Instance(threading.Thread):
             if due:
                 return due
             starting = min(1.0, pause * 1.5)
-            pause = starting if vitals.status == "starting" else self.policy.probe_interval
+            usual = min(self.policy.probe_interval, LEAVING_SECONDS if self.leaving else math.inf)
+            pause = starting if vitals.status == "starting" else usual
+
+    def _may_leave(self, vitals: Vitals) -> bool:
+        """Tell whether nobody waits for an answer: none was sent here, all are answered, or the time is over."""
+        if vitals.status == "starting" or time.monotonic() >= self._leave_by:
+            return True
+        load = self.prober.load
+        settled = load.get("at", 0.0) > self._settled_at
+        return settled and "running" in load and not load["running"] and not load.get("waiting")
 
     def _set(self, status: str, reason: str) -> None:
         if status != self.status:

@@ -74,7 +74,8 @@ def main(argv: list[str]) -> int:
     try:
         order = read_order(options.fleet, options.node)
         if not options.worker:
-            hold = wait_for_predecessor(os.path.abspath(options.fleet), order["node"])
+            # the orders may lie elsewhere when an agent is started again, the secrets never do
+            hold = wait_for_predecessor(os.path.abspath(options.secrets or options.fleet), order["node"])
             code = Guard(argv, options.parent, hold).run()
             if options.folder and code in ENDED_BY_ITSELF:  # who was killed may be started again
                 shutil.rmtree(options.folder, ignore_errors=True)

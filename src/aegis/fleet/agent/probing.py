@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from .diagnosis import parse_metrics
+from .load import parse_metrics
 from .vitals import Policy, Probe
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ class Prober:
         self.order = order
         self.policy = policy
         self.ports = ports
-        self.load: dict[str, float] = {}  # the last that was read
+        self.load: dict[
+            str, Any
+        ] = {}  # the last that was read; `at`: when, on this node's clock that never jumps
         self._headers = {"Content-Type": "application/json"}
         if key:
             self._headers["Authorization"] = "Bearer " + key
@@ -50,6 +52,8 @@ class Prober:
         status, detail = self._ask("GET", path, None, self.policy.probe_timeout)
         if status != OK:
             return Probe(health=False, detail=detail or f"{path} answers {status}")
+        if not self.order["health"]["canary_path"]:  # no engine: there is no token to ask for
+            return Probe(health=True, canary=True)
         running = tokens = canary = None
         if vitals.status != "starting":
             running, tokens = self._read_load()
@@ -90,8 +94,12 @@ class Prober:
         code, page = self._ask("GET", "/metrics", None, self.policy.probe_timeout)
         if code != OK:
             return None, None
-        self.load = parse_metrics(page, self.order["metrics"])
-        return self.load.get("running"), self.load.get("tokens")
+        load = parse_metrics(page, self.order["metrics"])
+        told = [load[name] for name in ("prompt_tokens", "generation_tokens") if name in load]
+        if told:
+            load["tokens"] = sum(told)
+        self.load = {"at": round(time.monotonic(), 3), **load}
+        return load.get("running"), load.get("tokens")
 
     def _ask(self, method: str, path: str, body: str | None, timeout: float) -> tuple[int, str]:
         """Return the status and text of an answer; status 0 and what went wrong when there is none in time."""

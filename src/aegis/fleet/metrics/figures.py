@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from aegis.fleet.metrics.histogram import Histogram
+from aegis.counts import Counted, Histogram
 from aegis.fleet.metrics.reading import COUNTERS, LATENCIES, NOW, Reading
 
 if TYPE_CHECKING:
@@ -64,21 +64,13 @@ class Figures(Struct, frozen=True, kw_only=True):
     window_seconds: float | None  # between the two looks; None: there was one
 
 
-class _Change(Struct, frozen=True):
-    """What an instance counted between two looks."""
-
-    seconds: float
-    counts: dict[str, float]
-    latencies: dict[str, Histogram]
-
-
 def figures(looks: Sequence[tuple[Reading | None, Reading]]) -> Figures:
     """Return the figures of some instances, each with its earlier reading, where there is one, and the present one.
 
     Rates and the latencies of the window are those of the instances that were seen twice.
     """
     readings = [reading for _, reading in looks]
-    changes = [_change(earlier, reading) for earlier, reading in looks if earlier]
+    changes = [reading.counted.since(earlier.counted) for earlier, reading in looks if earlier]
     metrics = {NAMES[name]: value for name in NAMES if (value := _combined(name, readings)) is not None}
     totals = {name: _sum(each.latencies.get(name) for each in readings) for name in LATENCIES}
     windows = {name: _sum(each.latencies.get(name) for each in changes) for name in LATENCIES}
@@ -93,20 +85,6 @@ def figures(looks: Sequence[tuple[Reading | None, Reading]]) -> Figures:
             for name in LATENCIES
         },
         window_seconds=max((change.seconds for change in changes), default=None),
-    )
-
-
-def _change(earlier: Reading, now: Reading) -> _Change:
-    """Return what was counted in between; after a restart, what has been counted since."""
-    before = earlier if now.continues(earlier) else Reading(taken=earlier.taken)
-    counters = {name: now.values[name] for name in COUNTERS if name in now.values}
-    return _Change(
-        max(now.taken - earlier.taken, 1e-9),
-        {name: value - before.values.get(name, 0.0) for name, value in counters.items()},
-        {
-            name: histogram.since(before.latencies.get(name, Histogram()))
-            for name, histogram in now.latencies.items()
-        },
     )
 
 
@@ -133,7 +111,7 @@ def _reasons(readings: Sequence[Reading]) -> dict[str, float]:
     return found
 
 
-def _ratios(readings: Sequence[Reading], changes: Sequence[_Change]) -> dict[str, float]:
+def _ratios(readings: Sequence[Reading], changes: Sequence[Counted]) -> dict[str, float]:
     """Return the share of prompt tokens found in the prefix cache: since the start, and in the window."""
     overall = _ratio([reading.values for reading in readings])
     if overall is None:  # older vLLM tells the share alone
@@ -149,7 +127,7 @@ def _ratio(counts: Sequence[Mapping[str, float]]) -> float | None:
     return min(1.0, hits / queries) if queries else None
 
 
-def _rates(changes: Sequence[_Change]) -> dict[str, float]:
+def _rates(changes: Sequence[Counted]) -> dict[str, float]:
     return {
         key: sum(change.counts[name] / change.seconds for change in changes if name in change.counts)
         for name, key in RATES.items()

@@ -9,7 +9,7 @@ from aegis.errors import AegisError, NotFoundError
 from aegis.fleet.endpoints import by_position
 from aegis.fleet.metrics.monitor import JobFigures, Monitor
 from aegis.fleet.registries import endpoints_of, registry_of
-from aegis.registry.model import Service
+from aegis.registry.model import NO_ENGINE, Service
 from aegis.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class JobMetrics:
             return []
         try:
             with registry_of(self._jobs.transport, self._manifest, REGISTRY_SECONDS) as registry:
-                return registry.services()
+                return [each for each in registry.services() if each.service_type not in NO_ENGINE]
         except AegisError:
             return []
 

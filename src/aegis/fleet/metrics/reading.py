@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from msgspec import Struct
 
+from aegis.counts import Counted, Histogram
 from aegis.engines import engine
 from aegis.engines.base import METRICS
 from aegis.fleet.metrics.exposition import Sample, samples
-from aegis.fleet.metrics.histogram import Histogram
 from aegis.spec.deployment import EngineName
 
 if TYPE_CHECKING:
@@ -47,19 +47,11 @@ class Reading(Struct, frozen=True, kw_only=True):
     capacity: float | None = None  # of the KV cache, in tokens
     started: float | None = None  # of the server's process, in epoch seconds
 
-    def continues(self, earlier: Reading) -> bool:
-        """Tell whether the same process counted on: no counter went back."""
-        if self.started != earlier.started:
-            return False
-        counted = all(
-            self.values[name] >= earlier.values[name]
-            for name in COUNTERS
-            if name in self.values and name in earlier.values
-        )
-        return counted and all(
-            self.latencies[name].count >= earlier.latencies[name].count
-            for name in self.latencies.keys() & earlier.latencies.keys()
-        )
+    @property
+    def counted(self) -> Counted:
+        """What of it is counted from the server's start on."""
+        counters = {name: self.values[name] for name in COUNTERS if name in self.values}
+        return Counted(taken=self.taken, counts=counters, latencies=self.latencies, started=self.started)
 
 
 def read(page: str, taken: float) -> Reading:
@@ -171,7 +163,8 @@ def _replica(sample: Sample) -> str:
 
 def _capacities(found: dict[str, list[Sample]]) -> dict[str, float]:
     """Return the tokens that fit into the KV cache of each replica, where the page says it."""
-    capacities = {_replica(sample): sample.value for sample in found.get(CACHE_SIZE, [])}
+    sizes = found.get(CACHE_SIZE, [])
+    capacities = {_replica(sample): sample.value for sample in sizes if math.isfinite(sample.value)}
     for sample in found.get(CACHE_INFO, []):
         blocks, size = sample.labels.get("num_gpu_blocks", ""), sample.labels.get("block_size", "")
         if blocks.isdecimal() and size.isdecimal():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING
 
 from aegis.errors import ConfigError
@@ -13,7 +14,7 @@ from aegis.spec.walltime import format_walltime, parse_walltime
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aegis.schedulers.base import Component, JobRequest, Resources
+    from aegis.schedulers.base import After, Component, JobRequest, Resources
 
 MAX_NAME = 64  # of the 230 that PBS takes
 PLAIN = re.compile(r"[^A-Za-z0-9_@%+=:,./-]")  # anything else stands behind a backslash
@@ -66,9 +67,18 @@ def _directives(request: JobRequest) -> list[str]:
         lines.append(f"-q {_word('the queue', queue)}")
     # -k d writes to -o at once, and into a folder a file per job; -r y: put back into the queue when a node is lost
     lines += ["-j oe", "-k doe", f"-o {_word('the log directory', output_folder(request))}", "-r y"]
+    lines += _dependency(request.after)
     if not any("place=" in line for line in extra):
         lines.append("-l place=scatter")  # every node is another machine
     return lines + [line for line in extra if line]
+
+
+def _dependency(after: After | None) -> list[str]:
+    """Return what lets a job start at a time, and not before another has begun; PBS reads times of where it is submitted."""
+    if after is None or after.time is None:
+        return []
+    moment = time.strftime("%Y%m%d%H%M.%S", time.localtime(after.time))
+    return [f"-W depend=after:{_word('the job', after.job.partition('://')[2])}", f"-a {moment}"]
 
 
 def _select(every: Sequence[Resources]) -> str:

@@ -14,8 +14,9 @@ from aegis.spec.walltime import parse_walltime
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from aegis.schedulers.base import Component, JobRequest, Resources
+    from aegis.schedulers.base import After, Component, JobRequest, Resources
 
+MINUTE = 60
 PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # What a component that does not say it takes over from the one before it (seen in 22.05).
@@ -103,6 +104,7 @@ def _directives(request: JobRequest) -> list[str]:
         # of several components Slurm would put some back, and they would wait for the others for ever
         "--requeue" if len(request.components) == 1 else "--no-requeue",
         f"--signal=B:TERM@{_notice(first.resources)}",
+        *_dependency(request.after),
     ]
     for number, component in enumerate(request.components):
         if number:
@@ -110,6 +112,15 @@ def _directives(request: JobRequest) -> list[str]:
             lines.append("hetjob")
         lines += _asked(component.resources)
     return lines
+
+
+def _dependency(after: After | None) -> list[str]:
+    """Return what lets a job start some minutes after another began, or was cancelled; Slurm 20.02 and later count minutes."""
+    if after is None or after.seconds is None:
+        return []
+    minutes = max(0, after.seconds) // MINUTE
+    job = after.job.partition("://")[2]
+    return [_option("dependency", f"after:{job}+{minutes}" if minutes else f"after:{job}")]
 
 
 def _asked(resources: Resources) -> list[str]:

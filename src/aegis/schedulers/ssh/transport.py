@@ -185,6 +185,11 @@ class Ssh:
             beyond.control("exit")
 
     @property
+    def connection(self) -> Link:
+        """The connection that there is, or was: another one after it was cut, without any port that was forwarded."""
+        return self._link
+
+    @property
     def is_alive(self) -> bool:
         """Whether the connection is there."""
         return self._link.is_alive

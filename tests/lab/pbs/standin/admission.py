@@ -56,6 +56,11 @@ def indices(text: str) -> range:
     return range(int(first), int(last) + 1, int(text.partition(":")[2] or 1))
 
 
+def _moment(text: str) -> float:
+    """Return the time of `-a [[CC]YY]MMDDhhmm[.SS]` in its longest form."""
+    return time.mktime(time.strptime(text, "%Y%m%d%H%M.%S")) if text else 0.0
+
+
 def _job(state: State, question: dict[str, Any], user: str, queue: str, resources: dict[str, str]) -> Job:
     given, cwd = question["values"], question["cwd"]
     name = given.get("N") or question["name"]
@@ -83,6 +88,7 @@ def _job(state: State, question: dict[str, Any], user: str, queue: str, resource
         error=_place(given.get("e"), f"{stem}.e{state.next}", cwd),
         rerunnable=given.get("r") != "n",
         depend=depend,
+        not_before=_moment(given.get("a", "")),
         indices=given.get("J", ""),
         hold="s" if depend else "u" if held else "n",
         state="H" if depend or held else "Q",

@@ -8,7 +8,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from .jobs import BEGUN, DEPENDING, EXITING, HELD, QUEUED, Job, moment
+from .jobs import BEGUN, DEPENDING, EXITING, HELD, QUEUED, WAITING, Job, moment
 from .placing import place, walltime
 from .starting import start
 from .state import Refused, State
@@ -33,7 +33,7 @@ class Cycle(State):
                     del self.jobs[job.sequence]
             elif job.state == "R":
                 self._follow(job, down)
-            elif job.substate == DEPENDING:
+            elif job.substate in {DEPENDING, WAITING}:
                 self._depend(job)
             elif job.waits and self.site.queues[job.queue].route_to:
                 self._route(job)
@@ -69,13 +69,19 @@ class Cycle(State):
             job.comment = "job held, too many failed attempts to run"
 
     def _depend(self, job: Job) -> None:
+        if job.substate == WAITING:
+            job.release()
+            return
         kind, _, other = job.depend.partition(":")
         try:
             before = self.find(other.partition("@")[0])
         except Refused:
             job.drop()
             return
-        if before.is_over:
+        if kind == "after":
+            if before.started or before.is_over:
+                job.release()
+        elif before.is_over:
             if kind == "afterany" or before.exit_status == 0:
                 job.state, job.substate, job.hold = "Q", QUEUED, "n"
             else:

@@ -9,7 +9,7 @@ from typing import Any
 from .placing import Chunk, chunks
 from .wire import Settings, clock
 
-QUEUED, HELD, DEPENDING, PRERUN, RUNNING, EXITING = 10, 20, 22, 41, 42, 51
+QUEUED, HELD, DEPENDING, WAITING, PRERUN, RUNNING, EXITING = 10, 20, 22, 30, 41, 42, 51
 BEGUN, TERMINATED, NORMAL, FAILED = 70, 91, 92, 93
 
 
@@ -34,6 +34,7 @@ class Job:
     error: str = ""
     rerunnable: bool = True
     depend: str = ""
+    not_before: float = 0.0  # epoch seconds: -a
     hold: str = "n"
     index: int | None = None  # of an array's job
     indices: str = ""  # of an array
@@ -78,6 +79,11 @@ class Job:
     def waits(self) -> bool:
         """Whether it may be started."""
         return self.state == "Q" and not self.indices
+
+    def release(self) -> None:
+        """Note that nothing but nodes, or its time, is waited for any more."""
+        early = time.time() < self.not_before
+        self.state, self.substate, self.hold = ("W", WAITING, "n") if early else ("Q", QUEUED, "n")
 
     @property
     def is_over(self) -> bool:

@@ -1,14 +1,14 @@
-"""Counts of observations in buckets, as Prometheus keeps them. Pure."""
+"""What servers count from their start on, as Prometheus keeps it, and what two looks at it tell. Pure.
+
+A counter that starts anew, for its server did, is no loss.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping  # noqa: TC003 - msgspec reads the fields' types
 
 from msgspec import Struct
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 class Histogram(Struct, frozen=True):
@@ -63,3 +63,37 @@ class Histogram(Struct, frozen=True):
                 break
             below, lower = below + count, bound
         return min(lower, self.mean / (1 - share)) if share < 1 else lower
+
+
+class Counted(Struct, frozen=True, kw_only=True):
+    """What a server has counted since its start; or, with `seconds`, what it counted between two looks."""
+
+    taken: float = 0.0  # when, on some clock of its machine that does not jump
+    counts: Mapping[str, float] = {}
+    latencies: Mapping[str, Histogram] = {}
+    started: float | None = None  # what tells one start of the server from another
+    seconds: float = 0.0
+
+    def continues(self, earlier: Counted) -> bool:
+        """Tell whether the same process counted on: no counter went back."""
+        if self.started != earlier.started:
+            return False
+        counted = all(
+            self.counts[name] >= earlier.counts[name] for name in self.counts.keys() & earlier.counts.keys()
+        )
+        return counted and all(
+            self.latencies[name].count >= earlier.latencies[name].count
+            for name in self.latencies.keys() & earlier.latencies.keys()
+        )
+
+    def since(self, earlier: Counted) -> Counted:
+        """Return what was counted in between; after a restart, what has been counted since."""
+        before = earlier if self.continues(earlier) else Counted()
+        return Counted(
+            counts={name: value - before.counts.get(name, 0.0) for name, value in self.counts.items()},
+            latencies={
+                name: histogram.since(before.latencies.get(name, Histogram()))
+                for name, histogram in self.latencies.items()
+            },
+            seconds=max(self.taken - earlier.taken, 1e-9),
+        )
