@@ -7,7 +7,8 @@ depend on what else the machine has to do.
 1. Engines without delay, 1 to 512 connections, whole answers and streams of 16 tokens: requests/s, CPU per request.
 2. Engines with TTFT 50 ms and ITL 40 ms, 1 to 512 streams of 25 tokens: CPU per chunk, what is added to the first byte and to
    the time from token to token, against the same load without a gateway.
-3. The same two loads at random times, 60 % of what that gateway carried (of streams: 60 % of one core of it): what is added.
+3. The same two loads at random times, 60 % of one core of that gateway or of what it carried, with its connections open already:
+   what is added.
 4. 1,000 open streams on eight engines, one of which is killed every 5 s and started again 2 s later: which broke, and whose.
 
     python gateway.py [--quick] [--seconds S of the last part] [--only NAME]...
@@ -439,11 +440,14 @@ def at_sixty(
             for contender in known:
                 level = levels(contender.name, connections)[-1] if stream else USUAL
                 full = (streams if stream else plain)[contender.name, stream, level]
-                # Streams at a pace do not fill it: their rate follows from what a chunk costs.
+                # Of streams the rate follows from what a chunk costs.
                 rate = LOAD * (1e6 / full.chunk_us / (TOKENS + 2) if stream else full.rate)
                 open_seconds = (TTFT + ITL * TOKENS) / 1000 if stream else 0.0
                 most = min(MANY, max(256, int(2 * rate * open_seconds)))
                 with running(contender, ports) as (port, session):
+                    warm = bench.load(port, session, most, stream=stream, rate=rate)
+                    if not stream:  # those that come one by one cost more than those of a full house
+                        rate = min(rate, LOAD * 1e6 / warm.request_us)
                     direct = bench.load(ports[0], None, most, stream=stream, rate=rate)
                     own = bench.load(port, session, most, stream=stream, rate=rate)
                 due = rate * (own.seconds - open_seconds)  # those that are open at the end are not counted

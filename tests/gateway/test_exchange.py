@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 from functools import partial
@@ -22,6 +23,11 @@ FIRST = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345"
 
 def asked(*servers: Server) -> int:
     return sum(len(server.requests) for server in servers)
+
+
+def posts(server: Server) -> list[bytes]:
+    """What it was asked, without looks at its metrics."""
+    return [request for request in server.requests if request.startswith(b"POST ")]
 
 
 def nobody() -> Target:
@@ -355,7 +361,7 @@ def test_a_wedged_server_is_found_and_its_requests_go_elsewhere(place: Site) -> 
     wait_until(lambda: wedged.requests)
     place.sources.change(wedged.target, good.target)
     assert client.answer()[2] == b"good"
-    assert json.loads(wedged.requests[1].partition(b"\r\n\r\n")[2])["max_tokens"] == 1
+    assert json.loads(posts(wedged)[1].partition(b"\r\n\r\n")[2])["max_tokens"] == 1
     assert place.gateway.balance.backends[0].state == "open"
     assert [place.ask(post())[2] for _ in range(3)] == [b"good"] * 3
 
@@ -372,10 +378,32 @@ def test_a_slow_server_that_answers_the_probe_stays(place: Site) -> None:
     server = place.server(slow)
     place.serve(server, policy=Policy(stall_seconds=0.2, probe_seconds=20.0))
     client = place.client().send(post())
-    wait_until(lambda: len(server.requests) >= 2)
+    wait_until(lambda: len(posts(server)) >= 2)
     place.call(go.set)
     assert client.answer()[0] == 200
     assert place.gateway.balance.backends[0].state == "closed"
+
+
+def test_a_busy_server_whose_tokens_move_stays(place: Site) -> None:
+    go = asyncio.Event()
+    pages = itertools.count()
+
+    async def busy(served: Served) -> None:
+        while request := await served.request():
+            if request.startswith(b"GET /metrics "):
+                page = b'vllm:generation_tokens_total{engine="0"} %d.0\n' % next(pages)
+                await served.send(answer(page))
+            else:  # a probe waits its turn behind long answers, as they do
+                await go.wait()
+                await served.send(answer())
+
+    server = place.server(busy)
+    place.serve(server, policy=Policy(stall_seconds=0.2, probe_seconds=0.3))
+    client = place.client().send(post())
+    wait_until(lambda: len(posts(server)) >= 3)  # it was probed twice
+    assert place.gateway.balance.backends[0].state == "closed"
+    place.call(go.set)
+    assert client.answer()[0] == 200
 
 
 def test_a_model_of_embeddings_is_probed_with_one(place: Site) -> None:
@@ -385,8 +413,8 @@ def test_a_model_of_embeddings_is_probed_with_one(place: Site) -> None:
     assert place.ask(request)[0] == 200
     assert place.ask(request)[0] == 200
     place.client().send(request)
-    wait_until(lambda: len(server.requests) >= 4)
-    assert server.requests[3].startswith(b"POST /v1/embeddings ")
+    wait_until(lambda: len(posts(server)) >= 4)
+    assert posts(server)[3].startswith(b"POST /v1/embeddings ")
 
 
 def test_a_breaker_that_is_open_closes_after_a_probe(place: Site) -> None:

@@ -303,3 +303,9 @@ def test_too_few_nodes_are_told(tmp_path: Path, python: str) -> None:
 
 def test_a_missing_work_directory_ends_the_job(tmp_path: Path, python: str) -> None:
     assert run(request(work_dir=str(tmp_path / "nowhere"), python=python), tmp_path, ["x"]) == 3
+
+
+def test_what_goes_on_when_a_job_has_ended_waits_for_its_end() -> None:
+    text = PBS.render(request(after=After(job="pbs://1025.aurora-pbs-0001", ended=True)))
+    assert "#PBS -W depend=afterany:1025.aurora-pbs-0001\n" in text
+    assert "#PBS -a" not in text

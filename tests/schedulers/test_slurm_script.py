@@ -216,3 +216,8 @@ def test_only_what_the_script_says_itself_is_taken_from_the_user() -> None:
     assert {"SLURM_JOB_ID", "SLURM_MEM_PER_CPU"} <= set(unset)
     left = {"SBATCH_PARTITION", "SBATCH_GRES", "SBATCH_RESERVATION", "SLURM_CONF", "SLURM_JWT", "PATH"}
     assert not left & set(unset)
+
+
+def test_what_goes_on_when_a_job_has_ended_waits_for_its_end() -> None:
+    text = SLURM.render(request(after=After(job="slurm://1234", ended=True)))
+    assert "#SBATCH --dependency=afterany:1234\n" in text

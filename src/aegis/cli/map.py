@@ -73,7 +73,7 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--walltime", metavar="HH:MM:SS", help="The run is over after that long. The end of the Slurm or PBS job around it is known without."),
         click.option("--stop-at", metavar="TIME", help="The run is over at that time: 08:00, 2027-01-31T08:00."),
         click.option("--grace", type=click.FloatRange(min=0), metavar="S", help="Seconds before that, at least, in which nothing new is begun (default: 60, less in a short run)."),
-        click.option("--resubmit", is_flag=True, help="If something is left at the end, put this Slurm job back into the queue."),
+        click.option("--resubmit", is_flag=True, help="If something is left at the end, put this job back into the queue; on PBS, submit it again (jobs of `submit --map`)."),
         click.option("--resubmit-with", metavar="COMMAND", help="If something is left at the end, run this: 'qsub job.pbs'."),
     )  # fmt: skip
     return with_flags(function, options)

@@ -134,6 +134,8 @@ def continuation(*, resubmit: bool, command: str | None) -> Callable[[], str] | 
     scheme, _, job = (handle_of(os.environ) or "").partition("://")
     if scheme == "slurm":
         return lambda: _requeue(job)
+    if scheme and JOB_VARIABLE in os.environ:
+        return lambda: _submit_again(os.environ[JOB_VARIABLE])
     where = "PBS lets no user put a running job back" if scheme else "this is no job"
     raise ConfigError(
         f"--resubmit: {where}", hint="--resubmit-with 'qsub job.pbs' runs any command when rows are left"
@@ -151,6 +153,13 @@ def _requeue(job: str) -> str:
             hint="submit it with `sbatch --requeue`, or use --resubmit-with 'sbatch ...'",
         )
     return f"slurm://{job} is put back into the queue"
+
+
+def _submit_again(job: str) -> str:
+    """Submit the job of this deployment once more: PBS lets no user put a running one back."""
+    from aegis.fleet.successors import submit_again  # noqa: PLC0415 - start-up time
+
+    return f"queued again as {submit_again(job, os.environ)}"
 
 
 def _run_command(command: str) -> str:

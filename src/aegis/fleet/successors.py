@@ -22,6 +22,7 @@ from aegis.schedulers.base import (
     RUN_DIR_VARIABLE,
     SECRET_NAMES,
     SECRETS_VARIABLE,
+    After,
 )
 from aegis.spec.deployment import Deployment
 from aegis.spec.platforms import Site, load_platform
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from aegis.fleet.inside import Walltime
     from aegis.runs import Manifest, RunDir
-    from aegis.schedulers.base import After
 
 # What a job knows of itself is not for the next one.
 OWN_VARIABLES: Final = (
@@ -214,3 +214,18 @@ def submit_successor(jobs: Jobs, text: str) -> str:
     if terms.is_last:
         raise ConfigError(f"the service ends with {manifest.job}: it is kept alive until {deployment.until}")
     return line.submit(terms.after(manifest.job))
+
+
+def submit_again(job: str, environ: Mapping[str, str]) -> str:
+    """Submit what a job does once more, from inside of it, to start when it has ended; return the new job's handle.
+
+    Raises:
+        AegisError: Aegis did not submit it, or nothing can be submitted from this machine.
+    """
+    jobs = Jobs({name: value for name, value in environ.items() if name not in OWN_VARIABLES})
+    manifest = jobs.find(job)
+    deployment = msgspec.convert(manifest.deployment, Deployment)
+    site = Site.here(environ)
+    resolved = Resolved(deployment, load_platform(deployment.platform, site), None, {}, ())
+    secrets = {name: environ[name] for name in SECRET_NAMES if environ.get(name)}
+    return Scheduled(resolved, manifest, secrets, jobs).submit(After(job=job, ended=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 COMPLETIONS: Final = b"/v1/completions"
 EMBEDDINGS: Final = b"/v1/embeddings"
+METRICS: Final = b"/metrics"
+METRICS_SECONDS: Final = 10.0
+TOKENS: Final = re.compile(
+    rb"^(?:vllm|sglang):(?:prompt|generation)_tokens_total(?:\{.*\})? (\S+)$", re.MULTILINE
+)
 
 
 class Prober:
@@ -48,36 +54,58 @@ class Prober:
 
     async def _probe(self, backend: Backend) -> None:
         gateway = self._gateway
-        try:
-            async with asyncio.timeout(gateway.settings.policy.probe_seconds):
-                answered = await self._ask(backend)
-        except OSError:  # a time-out is one
-            answered = False
+        before, answered = await asyncio.gather(self._tokens(backend), self._answers(backend))
+        if not answered and before:
+            # Long answers that are not streamed may fill it: a probe then waits its turn as they do.
+            answered = await self._tokens(backend) not in ([], before)
         gateway.balance.probed(backend, answered=answered)
         gateway.serve_line()
         self.look()
 
-    async def _ask(self, backend: Backend) -> bool:
-        gateway = self._gateway
-        connection = await gateway.pool.open(backend.target)
-        waiter = _Waiter()
-        try:
-            request = request_for(backend, gateway.embedders)
-            connection.ask(waiter, request.to_server(gateway.upstream_key, guarded=True))
-            status = await waiter.status
-        finally:
-            connection.abort()
+    async def _answers(self, backend: Backend) -> bool:
+        """Tell whether a one-token request is answered."""
+        request = request_for(backend, self._gateway.embedders)
+        status, _ = await self._ask(backend, request, self._gateway.settings.policy.probe_seconds)
         return 0 < status < HTTPStatus.INTERNAL_SERVER_ERROR
+
+    async def _tokens(self, backend: Backend) -> list[bytes]:
+        """Return the counters of what an engine has read and written; none where it does not tell."""
+        request = Request(b"GET", METRICS, _own(backend), [], minor=1, keep_alive=False)
+        seconds = min(METRICS_SECONDS, self._gateway.settings.policy.probe_seconds)
+        status, page = await self._ask(backend, request, seconds, whole=True)
+        return TOKENS.findall(page) if status == HTTPStatus.OK else []
+
+    async def _ask(
+        self, backend: Backend, request: Request, seconds: float, *, whole: bool = False
+    ) -> tuple[int, bytes]:
+        """Return the status of an answer (0: there is none in time) and, if it is wanted as a whole, its body."""
+        gateway = self._gateway
+        waiter = _Waiter(whole=whole)
+        try:
+            async with asyncio.timeout(seconds):
+                connection = await gateway.pool.open(backend.target)
+                try:
+                    connection.ask(waiter, request.to_server(gateway.upstream_key, guarded=True))
+                    return await waiter.status, b"".join(waiter.body)
+                finally:
+                    connection.abort()
+        except OSError:  # a time-out is one
+            return 0, b""
 
 
 class _Waiter:
-    """Waits for the status of an answer; 0 is none."""
+    """Waits for the status of an answer, or until it is whole; status 0 is none."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: bool) -> None:
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.body: list[bytes] = []
+        self._whole = whole
 
-    def heard(self, reader: AnswerReader, body: bytes) -> None:  # noqa: ARG002 - as every asker
-        self._tell(reader.status)
+    def heard(self, reader: AnswerReader, body: bytes) -> None:
+        if self._whole:
+            self.body.append(body)
+        else:
+            self._tell(reader.status)
 
     def whole(self, reader: AnswerReader) -> None:
         self._tell(reader.status)
@@ -102,7 +130,11 @@ def request_for(backend: Backend, embedders: Collection[str]) -> Request:
     path, asked = COMPLETIONS, {"model": model, "prompt": "a", "max_tokens": 1}
     if model in embedders:
         path, asked = EMBEDDINGS, {"model": model, "input": "a"}
-    own = {b"host": backend.target.address.encode(), b"content-type": b"application/json"}
+    own = {**_own(backend), b"content-type": b"application/json"}
     request = Request(b"POST", path, own, [], minor=1, keep_alive=True)
     request.body = msgspec.json.encode(asked)
     return request
+
+
+def _own(backend: Backend) -> dict[bytes, bytes]:
+    return {b"host": backend.target.address.encode()}

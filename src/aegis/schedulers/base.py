@@ -96,6 +96,7 @@ class After(Struct, frozen=True, kw_only=True):
     job: str  # handle
     seconds: int | None = None  # after the start of that job; None: as soon as there are nodes
     time: float | None = None  # the same moment in epoch seconds
+    ended: bool = False  # not before that job has ended, however it did
     failed_starts: int = 0  # successors in a row that failed at their start
 
 

@@ -132,6 +132,23 @@ def test_a_job_with_work_ends_when_that_is_done(fleet: Fleet) -> None:
     wait_until(lambda: not fleet.servers(), "no server is left")
 
 
+def test_what_is_left_at_the_end_is_done_by_a_job_that_is_submitted_then(fleet: Fleet) -> None:
+    (fleet.work / "rows.csv").write_text("text\n" + "".join(f"word {number}\n" for number in range(30)))
+    words = "rows.csv --output answers.jsonl --prompt 'Say {text}' --max-tokens 4 --concurrency 1"
+    first = fleet.submit(
+        map=f"{words} --walltime 00:00:06 --grace 1 --resubmit", extra_sim_args=["--ttft-ms", "300"]
+    )
+    assert "left; queued again" in fleet.wait_for(first, "SHUTDOWN")["reason"]
+    wait_until((fleet.work / "answers.jsonl").exists, "the others have done what was left", 90)
+    ids = [json.loads(line)["custom_id"] for line in (fleet.work / "answers.jsonl").read_text().splitlines()]
+    assert ids == [str(number + 1) for number in range(30)]
+    jobs = [json.loads(path.read_text()) for path in (fleet.work / "logs").rglob("*/*.aurora-pbs-0001.json")]
+    assert first in {job["predecessor"] for job in jobs}
+    for job in jobs:
+        fleet.wait_for(job["job"], "SHUTDOWN")
+    assert not fleet.servers()
+
+
 def test_a_job_that_waits_says_why(fleet: Fleet) -> None:
     handle = fleet.submit(queue="stopped")
     view = fleet.wait_for(handle, "PENDING", "Queue not started")

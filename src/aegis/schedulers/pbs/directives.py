@@ -74,11 +74,16 @@ def _directives(request: JobRequest) -> list[str]:
 
 
 def _dependency(after: After | None) -> list[str]:
-    """Return what lets a job start at a time, and not before another has begun; PBS reads times of where it is submitted."""
-    if after is None or after.time is None:
+    """Return what lets a job start after another; PBS reads times of where it is submitted."""
+    if after is None:
+        return []
+    job = _word("the job", after.job.partition("://")[2])
+    if after.ended:
+        return [f"-W depend=afterany:{job}"]
+    if after.time is None:
         return []
     moment = time.strftime("%Y%m%d%H%M.%S", time.localtime(after.time))
-    return [f"-W depend=after:{_word('the job', after.job.partition('://')[2])}", f"-a {moment}"]
+    return [f"-W depend=after:{job}", f"-a {moment}"]
 
 
 def _select(every: Sequence[Resources]) -> str:

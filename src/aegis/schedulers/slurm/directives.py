@@ -116,10 +116,14 @@ def _directives(request: JobRequest) -> list[str]:
 
 def _dependency(after: After | None) -> list[str]:
     """Return what lets a job start some minutes after another began, or was cancelled; Slurm 20.02 and later count minutes."""
-    if after is None or after.seconds is None:
+    if after is None:
+        return []
+    job = after.job.partition("://")[2]
+    if after.ended:
+        return [_option("dependency", f"afterany:{job}")]
+    if after.seconds is None:
         return []
     minutes = max(0, after.seconds) // MINUTE
-    job = after.job.partition("://")[2]
     return [_option("dependency", f"after:{job}+{minutes}" if minutes else f"after:{job}")]
 
 
