@@ -130,7 +130,8 @@ def test_a_killed_engine_core_comes_back(job: Job) -> None:
     core.kill()
     wait_until(lambda: job.service(FIRST)["metadata"].get("restarts") == restarts + 1, seconds=60)
     job.wait_for(FIRST, "healthy", START_SECONDS)
-    assert chat(job.endpoints[0], NAME)["choices"]
+    (endpoint,) = wait_until(lambda: job.endpoints, "the endpoints file follows the registry")
+    assert chat(endpoint, NAME)["choices"]
 
 
 def test_shutdown_leaves_nothing(job: Job) -> None:

@@ -18,25 +18,25 @@ from aegis.engines.ray import TOKEN_VARIABLE
 from aegis.errors import (
     AegisError,
     ConfigError,
-    DeadlineError,
     InterruptedByUser,
-    PartialSuccess,
     RegistryUnreachable,
 )
 from aegis.files import PRIVATE, write_atomically
 from aegis.fleet.archive import agent_archive
 from aegis.fleet.delivery import Delivery, delivery
-from aegis.fleet.endpoints import EndpointsFile, endpoint_lines, is_own
+from aegis.fleet.ending import SHUT_DOWN, Stop, not_in_time, nothing_left
+from aegis.fleet.endpoints import endpoint_lines, is_own
 from aegis.fleet.gateways import gateway_count, gateway_ids, with_gateways
 from aegis.fleet.growth import LOST_SECONDS, NODE_LOST, Growth
 from aegis.fleet.handover import by_model
 from aegis.fleet.inside import Walltime, patience, submitted_secrets
 from aegis.fleet.launchers import agents_for
 from aegis.fleet.nodes import Host, allocation, head_of
-from aegis.fleet.opening import also_into, last_line, open_run
+from aegis.fleet.opening import also_into, open_run
 from aegis.fleet.order import Fleet, fleet_file, node_orders
 from aegis.fleet.prepare import place_on, refuse_shared_endpoints
 from aegis.fleet.progress import Counts, Progress, failure_lines, members_of
+from aegis.fleet.record import Record
 from aegis.fleet.roster import Roster
 from aegis.fleet.services import RegistryProcess, registry_client
 from aegis.fleet.staging import ground_at, site_of
@@ -58,17 +58,7 @@ if TYPE_CHECKING:
     from aegis.staging.want import Site
 
 WATCH_SECONDS = 1.0  # how long the head listens before it looks at its own processes
-SHUT_DOWN = "shut down through the registry"
 REVIVAL_PATIENCE = 60.0  # a registry that stays away so long ends the launch
-
-
-class Stop(Exception):
-    """The launch is to end."""
-
-    def __init__(self, why: str, error: AegisError | None = None) -> None:
-        super().__init__(why)
-        self.why = why
-        self.error = error
 
 
 class Launch:
@@ -96,7 +86,6 @@ class Launch:
         self._wish: Stop | None = None
         self._interruptions = False  # whether a signal ends what is going on
         self._unneeded: set[str] = set()  # members that are to be told that they wait in vain
-        self._told_problem = ""
         self._signalled = False
 
     def run(self, on_ready: Callable[[list[str]], None]) -> None:
@@ -114,9 +103,9 @@ class Launch:
         self.run_dir, self.manifest = open_run(
             self.deployment, self.platform, self.placement, self.environ, self.say
         )
-        self.endpoints = EndpointsFile(Path(str(self.manifest.endpoints_file)))
         if not self.environ.get(RUN_DIR_VARIABLE):
             self.say = also_into(self.run_dir.err, self.say)
+        self.record = Record(self.run_dir, self.manifest, self.say)
         own = Own(
             self.resolved,
             self.run_dir,
@@ -126,7 +115,7 @@ class Launch:
             self.environ,
             self.agent_patience,
         )
-        self.succession = Succession(own, self.endpoints, self.say)
+        self.succession = Succession(own, self.record.endpoints, self.say)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         head = head_of(self.hosts, os.uname().nodename, self.platform.network.host_suffix)
@@ -265,7 +254,7 @@ class Launch:
         self.say(f"registry {self.registry.url}, logs in {self.run_dir.path}")
         self.succession.announce()
         self.manifest.registry_url = self.registry.url
-        self._note()
+        self.record.note()
 
     def _begin_work(self) -> None:
         """Start the job's `aegis map`, where it has one."""
@@ -301,7 +290,8 @@ class Launch:
                 if seen.retire:
                     self.succession.retire(seen.retire, self.client)
                 if self.growth.step(self.client, seen, self.progress):
-                    self._regrown()
+                    self.deployment = self.growth.roster.deployment
+                    self.record.regrown(self.growth.roster)
             except RegistryUnreachable as error:
                 silent_since = silent_since or time.monotonic()
                 if time.monotonic() - silent_since > REVIVAL_PATIENCE:
@@ -318,36 +308,13 @@ class Launch:
                 ready = True
                 self._ready(counts, on_ready)
 
-    def _regrown(self) -> None:
-        """Note what is served now, and on how many nodes."""
-        roster = self.growth.roster
-        self.deployment = roster.deployment
-        self.manifest.instances, self.manifest.nodes = len(roster.wanted), roster.nodes
-        self.manifest.deployment = msgspec.to_builtins(self.deployment)
-        self._note()
-
     def _refresh(self) -> None:
         """Bring the endpoints file and the manifest up to date."""
         for line in (*self.agents.check(), *self.delivery.news()):
             self.say(line)
         self._refuse_unstaged()
-        renewed = self.succession.refresh()
-        changed = self.endpoints.update(self.progress.heads.values())
-        if self.endpoints.problem != self._told_problem:
-            self._told_problem = self.endpoints.problem
-            if self.endpoints.problem:
-                self.say(f"warning: {self.endpoints.problem}")
-        lines = endpoint_lines(self.progress.heads.values())
-        gateways = endpoint_lines(self.progress.gateways)
-        if changed or renewed or gateways != self.manifest.gateways:
-            self.manifest.gateways = gateways
-            self.manifest.base_url = f"http://{(gateways or lines)[0]}/v1" if lines else None
-            if lines and self.manifest.state == "LAUNCHING":
-                self.manifest.state, self.manifest.ready = "READY", time.time()
-            self._note()
-        elif self.manifest.reason != (reason := self._reason()):
-            self.manifest.reason = reason
-            self._note()
+        if not self.record.refresh(self.progress, renewed=self.succession.refresh()):
+            self.record.explain(self._reason())
 
     def _reason(self) -> str:
         """Return what the job does besides serving."""
@@ -381,45 +348,20 @@ class Launch:
         # `stopped` may be the last word of an agent that was killed, and is started again
         given_up = counts.lost and self.progress.given_up
         if (given_up and not self.growth.goes_on(self.client, self.progress)) or not self.agents.running:
-            raise self._lost(counts)
+            raise nothing_left(self.progress, self.run_dir, self.say)
         if self.walltime.is_over():
             raise Stop(self.walltime.sentence)
         if why := self.succession.ended:
             raise Stop(why)
         if not counts.healthy and self.manifest.ready is None and elapsed > self.deployment.startup_timeout:
-            reasons = "\n".join(
-                f"{name}: {service.status}, {service.metadata.get('reason')}"
-                for name, service in self.progress.heads.items()
-            )
-            seconds = self.deployment.startup_timeout
-            raise Stop(
-                f"no instance healthy after {seconds} s",
-                DeadlineError(
-                    f"no instance was healthy after {seconds} s\n{reasons}",
-                    hint="raise --startup-timeout, or look into the logs",
-                ),
-            )
-
-    def _lost(self, counts: Counts) -> Stop:
-        """Return the end of a fleet that has nothing left to serve."""
-        failures = self.progress.failed
-        if not failures and counts.lost:
-            return Stop("every server was drained" if counts.wanted else "no server is wanted any more")
-        if not failures:
-            why = f"no agent is left{last_line(self.run_dir.nodes)}"
-            return Stop(why, AegisError(why, hint=f"the whole output is in {self.run_dir.nodes}"))
-        what = "every instance failed" if counts.wanted > 1 else "the instance failed"
-        why = f"{what}: {failures[0].reason}"
-        for line in failure_lines(failures):
-            self.say(line)
-        return Stop(why, AegisError(why, hint=f"the whole output is in {self.run_dir.instances}"))
+            raise not_in_time(self.progress, self.deployment.startup_timeout)
 
     def _ready(self, counts: Counts, on_ready: Callable[[list[str]], None]) -> None:
         took = time.monotonic() - self.started
         self.manifest.settled = True
-        self._note()
+        self.record.note()
         self.say(
-            f"ready: {counts.healthy} of {counts.wanted} healthy after {took:.1f} s; endpoints in {self.endpoints.path}"
+            f"ready: {counts.healthy} of {counts.wanted} healthy after {took:.1f} s; endpoints in {self.record.endpoints.path}"
         )
         for line in failure_lines(self.progress.failed):
             self.say(line)
@@ -449,24 +391,12 @@ class Launch:
             self.work.stop()
         self.agents.stop()
         self.registry.stop()
-        self.endpoints.remove()
+        self.record.endpoints.remove()
         self.run_dir.remove_secrets()
-        if (
-            self.manifest.secrets_file and not self._signalled
-        ):  # a signal may mean that the job is to run again
+        # a signal may mean that the job is to run again
+        if self.manifest.secrets_file and not self._signalled:
             Path(self.manifest.secrets_file).unlink(missing_ok=True)
         self.succession.end(wished=stop.why == SHUT_DOWN, failed=bool(stop.error) and not self._signalled)
-        served = stop.error is None or isinstance(stop.error, InterruptedByUser | PartialSuccess)
-        self.manifest.state = "SHUTDOWN" if served else "FAILED"
-        self.manifest.reason = stop.error.message if stop.error else stop.why
-        self.manifest.exit_code = stop.error.exit_code if stop.error else 0
-        self.manifest.ended, self.manifest.base_url, self.manifest.gateways = time.time(), None, []
-        self._note()
+        self.record.close(stop)
         if stop.error:
             raise stop.error
-
-    def _note(self) -> None:
-        try:
-            self.run_dir.write_manifest(self.manifest)
-        except OSError as error:
-            self.say(f"warning: {self.run_dir.manifest} cannot be written: {error.strerror}")

@@ -43,7 +43,8 @@ class Succession:
         """Say in time what will be missing at the end."""
         manifest = self._manifest
         if manifest.predecessor:
-            self._say(f"service {manifest.service}: this job takes over from {manifest.predecessor}")
+            what = f"service {manifest.service}: this job" if manifest.service else "this job"
+            self._say(f"{what} takes over from {manifest.predecessor}")
         if self._renewal and (problem := self._renewal.foresee()):
             self._say(f"warning: {problem}")
 
