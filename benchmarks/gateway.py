@@ -449,6 +449,7 @@ def at_sixty(
                     if not stream:  # those that come one by one cost more than those of a full house
                         rate = min(rate, LOAD * 1e6 / warm.request_us)
                     direct = bench.load(ports[0], None, most, stream=stream, rate=rate)
+                    bench.load(port, session, most, stream=stream, rate=rate)  # opens its connections again
                     own = bench.load(port, session, most, stream=stream, rate=rate)
                 due = rate * (own.seconds - open_seconds)  # those that are open at the end are not counted
                 found[contender.name, stream] = Paced(rate, own, direct, own.requests > 0.95 * due)
