@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from aegis.cli.flags import with_flags
 from aegis.cli.jobs import say
-from aegis.cli.registry import read_token, token_option
+from aegis.cli.registry import read_token
+from aegis.cli.servers import registry_options
 from aegis.errors import ConfigError
 from aegis.gateway.settings import MIB, Settings
 from aegis.spec.deployment import ENDPOINTS, GATEWAY_PORT, REGISTRY_PORT
@@ -98,22 +99,7 @@ def limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the flags that say which servers there are."""
     options = (
-        click.option(
-            "--registry-url",
-            envvar="AEGIS_REGISTRY_URL",
-            multiple=True,
-            metavar="URL",
-            help="Servers of this registry, http://HOST:PORT; may be given several times.",
-        ),
-        click.option("--registry-host", envvar="AEGIS_REGISTRY_HOST", metavar="HOST"),
-        click.option(
-            "--registry-port",
-            envvar="AEGIS_REGISTRY_PORT",
-            metavar="PORT",
-            type=click.IntRange(1, 65535),
-            help=f"[default: {REGISTRY_PORT}]",
-        ),
-        token_option,
+        *registry_options(several=True),
         click.option(
             "--endpoints-file",
             type=FILE,

@@ -21,21 +21,16 @@ if TYPE_CHECKING:
     from aegis.api.targets import Targets
 
 
-def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the flags that say which servers are asked, and with what key."""
-    file = click.Path(path_type=Path, dir_okay=False)
-    options = (
-        click.option(
-            "--endpoints-file",
-            type=file,
-            metavar="FILE",
-            help=f"Servers, one host:port a line (default: {ENDPOINTS}, where nothing else is named).",
-        ),
+def registry_options(*, several: bool = False) -> tuple[Callable[..., Any], ...]:
+    """Return the flags that name a registry of servers, or several, and its token."""
+    more = "may be given several times" if several else "wins over host and port"
+    return (
         click.option(
             "--registry-url",
             envvar="AEGIS_REGISTRY_URL",
+            multiple=several,
             metavar="URL",
-            help="Servers of this registry, http://HOST:PORT; wins over host and port.",
+            help=f"Servers of this registry, http://HOST:PORT; {more}.",
         ),
         click.option("--registry-host", envvar="AEGIS_REGISTRY_HOST", metavar="HOST"),
         click.option(
@@ -46,6 +41,20 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help=f"[default: {REGISTRY_PORT}]",
         ),
         token_option,
+    )
+
+
+def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the flags that say which servers are asked, and with what key."""
+    file = click.Path(path_type=Path, dir_okay=False)
+    options = (
+        click.option(
+            "--endpoints-file",
+            type=file,
+            metavar="FILE",
+            help=f"Servers, one host:port a line (default: {ENDPOINTS}, where nothing else is named).",
+        ),
+        *registry_options(),
         click.option(
             "--api-key-file",
             type=file,
