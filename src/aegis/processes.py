@@ -53,11 +53,12 @@ def _signal_by_pid(pid: int, started: int, number: int) -> bool:
     return True
 
 
-def raise_file_limit() -> None:
-    """Let this process and its children open as many files and connections as the system grants."""
+def raise_file_limit() -> int:
+    """Let this process and its children open as many files and connections as the system grants; return how many."""
     import contextlib  # noqa: PLC0415 - start-up time
     import resource  # noqa: PLC0415 - as above
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

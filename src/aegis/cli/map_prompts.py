@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import signal
 import sys
 import time
@@ -23,6 +22,7 @@ from aegis.errors import AegisError, InterruptedByUser, PartialSuccess, SiteErro
 from aegis.mapper.balance import Limits
 from aegis.mapper.dispatch import Dispatcher, Settings
 from aegis.mapper.run import Run, check_models
+from aegis.processes import raise_file_limit
 from aegis.spec.walltime import format_age
 
 if TYPE_CHECKING:
@@ -176,8 +176,7 @@ class Prompts:
 
     def _settings(self) -> Settings:
         options = self._options
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        most = raise_file_limit()
         known = Settings()
         return Settings(
             deadline=options["deadline"],
