@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from aegis.errors import AegisError, ConfigError, SiteError
 from aegis.mapper.journal import Journal, journal_of
+from aegis.mapper.offsets import BATCH
 from aegis.mapper.records import Record, encode
 
 if TYPE_CHECKING:
@@ -28,26 +29,33 @@ POSITIONS = st.integers(0, ROWS - 1)
 LINES = st.binary(max_size=40).map(lambda data: data.replace(b"\n", b""))
 
 
-def opened(output: Path, rows: int = ROWS, *, retry_failed: bool = False, **asked: str) -> Journal:
-    return Journal(output, rows, asked or ASKED, retry_failed=retry_failed)
+def opened(
+    output: Path, rows: int = ROWS, *, retry_failed: bool = False, batch: int = BATCH, **asked: str
+) -> Journal:
+    return Journal(output, rows, asked or ASKED, retry_failed=retry_failed, batch=batch)
 
 
 class Crashes(RuleBasedStateMachine):
     """A journal beside a list of the records that its file must hold."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(batch=st.integers(1, ROWS))
+    def begin(self, batch: int) -> None:
         self.directory = tempfile.TemporaryDirectory()
         self.output = Path(self.directory.name) / "out.jsonl"
         self.path = journal_of(self.output)
         self.written: list[Record] = []
         self.waiting: list[Record] = []
-        self.journal = opened(self.output)
+        self.batch = batch
+        self.journal = self.opened()
         self.head = self.path.read_bytes()
+
+    def opened(self, *, retry_failed: bool = False) -> Journal:
+        return opened(self.output, retry_failed=retry_failed, batch=self.batch)
 
     def teardown(self) -> None:
         if hasattr(self, "journal"):
             self.finish()
+            self.journal.close()
             self.directory.cleanup()
 
     @property
@@ -84,7 +92,7 @@ class Crashes(RuleBasedStateMachine):
             if torn[:end] == content[:end]:
                 kept.append(record)
         self.written, self.waiting = kept, []
-        self.journal = opened(self.output)
+        self.journal = self.opened()
 
     @rule(share=st.floats(0, 1), size=st.integers(1, 80))
     def crash_and_leave_a_hole(self, share: float, size: int) -> None:
@@ -101,7 +109,7 @@ class Crashes(RuleBasedStateMachine):
             if at <= start or before > end or start == end:
                 kept.append(record)
         self.waiting = []
-        self.journal = opened(self.output)
+        self.journal = self.opened()
         # The head's neighbour, and a record whose predecessor lost its end, may go too.
         found = {position for position in range(ROWS) if position in self.journal}
         certain = {record.position for record in kept if record is not self._neighbour(end)}
@@ -123,14 +131,14 @@ class Crashes(RuleBasedStateMachine):
         known = {encode(record): record for record in self.written}
         self.written = [known[line] for line in lines if line in known]
         self.path.write_bytes(self.head + b"".join(map(encode, self.written)))
-        self.journal = opened(self.output)
+        self.journal = self.opened()
 
     @rule()
     def try_failed_again(self) -> None:
         self.commit(sync=True)
         self.journal.close()
         failed = {position for position, record in self.expected.items() if record.failed}
-        self.journal = opened(self.output, retry_failed=True)
+        self.journal = self.opened(retry_failed=True)
         assert self.journal.left == ROWS - len(self.expected) + len(failed)
         for position in failed:
             self.append(position, b"again", failed=False)
@@ -148,7 +156,7 @@ class Crashes(RuleBasedStateMachine):
         if self.journal.finished:  # nothing failed: begin another
             self.output.unlink()
             self.written = []
-        self.journal = opened(self.output)
+        self.journal = self.opened()
 
     @invariant()
     def holds_what_it_should(self) -> None:

@@ -158,7 +158,7 @@ class Connection:
             self.close()
         else:
             try:
-                whole = self._answer.feed(monotonic(), data)
+                whole = self._answer.feed(self._loop.ready_at, data)
             except Failed as error:
                 self._fail(error)
                 return

@@ -49,8 +49,8 @@ class Rows:
         self._row(
             prompt,
             start,
-            times[0] - start,
-            times[-1] - start,
+            max(0.0, times[0] - start),  # of an answer that came at once, between two looks at the sockets
+            max(0.0, times[-1] - start),
             usage.prompt_tokens if usage else 0,
             written or 0,
         )

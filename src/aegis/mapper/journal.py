@@ -2,12 +2,12 @@
 
 A head, then one record per finished row, with a checksum. A record counts when it is whole. So what a crash tore is cut off when the journal is opened again, and its
 row is done once more; nothing is ever found twice, for of a row's records the last one counts.
+In memory is one bit a row; where records begin is needed only for the output, and noted on the disk.
 """
 
 from __future__ import annotations
 
 import os
-from array import array
 from collections import deque
 from threading import Lock
 from typing import TYPE_CHECKING, Final
@@ -16,7 +16,9 @@ import msgspec
 
 from aegis.errors import AegisError, ConfigError
 from aegis.files import write_atomically
+from aegis.mapper.bits import Bits
 from aegis.mapper.held import open_held, trouble, write_all
+from aegis.mapper.offsets import BATCH, Offsets
 from aegis.mapper.records import FORMAT, Head, Record, decode, decode_head, differences, encode
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-MISSING: Final = -1
 BUFFER_BYTES: Final = 1 << 20
 
 
@@ -36,13 +37,14 @@ def journal_of(output: Path) -> Path:
 class Journal:
     """The journal of one output, open for one run; other runs are kept out by a lock.
 
-    `append` is for one thread, `commit` and `close` for any.
+    `append` is for one thread, `commit` and `close` for any. Beside the output 8 bytes a row are used while it is open.
 
     Args:
         output: what the run writes in the end.
         rows: how many rows the input has.
         asked: names and values that tell this run from others.
         retry_failed: do the rows again that failed.
+        batch: rows whose offset in the journal is in memory.
 
     Raises:
         ConfigError: the output belongs to a run that was asked for something else, or to none.
@@ -50,12 +52,19 @@ class Journal:
     """
 
     def __init__(
-        self, output: Path, rows: int, asked: Mapping[str, str], *, retry_failed: bool = False
+        self,
+        output: Path,
+        rows: int,
+        asked: Mapping[str, str],
+        *,
+        retry_failed: bool = False,
+        batch: int = BATCH,
     ) -> None:
         self.output, self.path = output, journal_of(output)
         self._head = Head(FORMAT, rows, dict(asked))
-        self._index = array("q", [MISSING]) * rows  # offset * 2, and 1 where the row failed
-        self._pending: deque[bytes] = deque()
+        self._done = Bits(rows)
+        self._offsets = Offsets(output.parent, batch)
+        self._pending: deque[tuple[int, bytes]] = deque()  # position and record
         self._end = self._committed = 0  # bytes of the file: with what waits, and without
         self._writing = Lock()
         self._broken: AegisError | None = None
@@ -69,10 +78,10 @@ class Journal:
         try:
             self.finished = self._open(retry_failed=retry_failed)
         except OSError as error:
-            os.close(self._file)
+            self.close()
             raise self._error(error) from None
         except AegisError:
-            os.close(self._file)
+            self.close()
             raise
 
     def __enter__(self) -> Self:
@@ -82,7 +91,8 @@ class Journal:
         self.close()
 
     def __contains__(self, position: int) -> bool:
-        return self.finished or self._index[position] != MISSING
+        # Rows beyond the last are nothing to do: who reads them finds at the end that the input grew.
+        return self.finished or position >= self.rows or position in self._done
 
     @property
     def rows(self) -> int:
@@ -104,9 +114,9 @@ class Journal:
         if position in self:
             raise ValueError(f"row {position} is done already")
         record = encode(Record(position, failed, line))
-        self._index[position] = self._end << 1 | failed
+        self._done.add(position)
         self._end += len(record)
-        self._pending.append(record)
+        self._pending.append((position, record))
         self.done += 1
         self.failed += failed
 
@@ -120,15 +130,17 @@ class Journal:
         with self._writing:
             if self._broken:
                 raise self._broken
-            data = b"".join([self._pending.popleft() for _ in range(len(self._pending))])
+            batch = [self._pending.popleft() for _ in range(len(self._pending))]
             try:
-                write_all(self._file, data)
+                write_all(self._file, b"".join([record for _, record in batch]))
+                for position, record in batch:
+                    self._offsets.note(position, self._committed)
+                    self._committed += len(record)
                 if sync:
                     os.fsync(self._file)
             except OSError as error:
                 self._broken = self._error(error)
                 raise self._broken from None
-            self._committed += len(data)
 
     def assemble(self) -> None:
         """Write the output, in the order of the input, by a file beside it and a rename; forget what is not needed.
@@ -140,6 +152,8 @@ class Journal:
         """
         if self.finished:
             return
+        if self.left:
+            raise ValueError(f"{self.left} rows are not done")
         self.commit(sync=True)
         part = self.output.with_name(f".{self.output.name}.part")  # one name, so that no crash leaves several
         try:
@@ -163,11 +177,12 @@ class Journal:
             if self._file >= 0:
                 os.close(self._file)
                 self._file = -1
+            self._offsets.close()
 
     def _lines(self) -> Iterator[bytes]:
         with self.path.open("rb", buffering=BUFFER_BYTES) as file:
-            for position, entry in enumerate(self._index):
-                file.seek(entry >> 1)
+            for position, offset in zip(range(self.rows), self._offsets, strict=True):
+                file.seek(offset)
                 record = decode(file.readline())
                 if record is None or record.position != position:
                     raise AegisError(
@@ -191,8 +206,7 @@ class Journal:
             if decode_head(first).done:
                 self.done = self.rows
                 return True
-            self._scan(file, len(first))
-        self._count(retry_failed=retry_failed)
+            self._scan(file, len(first), retry_failed=retry_failed)
         return False
 
     def _abandoned(self, first: bytes, size: int) -> bool:
@@ -229,30 +243,27 @@ class Journal:
                 f"to start over, remove {self.path.name} and the output",
             )
 
-    def _scan(self, file: Iterator[bytes], end: int) -> None:
+    def _scan(self, file: Iterator[bytes], end: int, *, retry_failed: bool) -> None:
         """Note every whole record, and cut off what follows the last one."""
-        offset, damaged = end, 0
+        offset, damaged, failed = end, 0, Bits(self.rows)
         for line in file:
             record = decode(line)
             if record is None or not 0 <= record.position < self.rows:
                 damaged += 1  # a crash of the node may leave holes; their rows are done again
             else:
-                self._index[record.position] = offset << 1 | record.failed
+                self._offsets.note(record.position, offset)
+                self._done.add(record.position)
+                (failed.add if record.failed else failed.discard)(record.position)
                 end, self.damaged = offset + len(line), damaged
             offset += len(line)
         os.ftruncate(self._file, end)
         os.lseek(self._file, end, os.SEEK_SET)
         self._end = self._committed = end
-
-    def _count(self, *, retry_failed: bool) -> None:
-        for position, entry in enumerate(self._index):
-            if entry == MISSING:
-                continue
-            if entry & 1 and retry_failed:
-                self._index[position] = MISSING
-                continue
-            self.done += 1
-            self.failed += entry & 1
+        if retry_failed:
+            self._done.remove(failed)
+        else:
+            self.failed = len(failed)
+        self.done = len(self._done)
 
     def _foreign(self) -> ConfigError:
         return ConfigError(f"{self.output} is there already", hint="remove it, or write to another file")

@@ -7,14 +7,17 @@ or Parquet file needs a template. A row is known by its `custom_id`, else by its
 from __future__ import annotations
 
 import hashlib
-from array import array
 from itertools import islice
+from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
 from aegis.errors import ConfigError, Problem
+from aegis.mapper.held import trouble
+from aegis.mapper.keys import RUN, Keys
 from aegis.mapper.reading import ID, records
 from aegis.mapper.template import KEYS, Template
 
@@ -96,16 +99,30 @@ _head = msgspec.json.Decoder(Head)
 _object = msgspec.json.Decoder(dict[str, Any])
 
 
-def survey(source: Source) -> Survey:
+def survey(source: Source, scratch: Path | None = None, *, run: int = RUN) -> Survey:
     """Read all of an input and check every row.
+
+    Args:
+        source: the input.
+        scratch: a directory, where 8 bytes a row are used meanwhile; by default the system's for such files.
+        run: rows up to which nothing is written there.
 
     Raises:
         ConfigError: a file cannot be read, rows are wrong or share a custom_id; all of them are listed.
+        AegisError: the directory is full or refuses.
     """
+    scratch = scratch or Path(gettempdir())
+    try:
+        with Keys(scratch, run) as keys:
+            return _survey(source, keys)
+    except OSError as error:
+        raise trouble(error, scratch, scratch) from None
+
+
+def _survey(source: Source, keys: Keys) -> Survey:
     digest = hashlib.blake2b(digest_size=16)
     problems: list[Problem] = []
-    wrong = 0
-    hashes = array("q")
+    good = wrong = 0
     models: dict[str, None] = {}
     for position, found in enumerate(source.records(digest.update)):
         try:
@@ -115,16 +132,17 @@ def survey(source: Source) -> Survey:
             if len(problems) < SHOWN:
                 problems.append(Problem(found.where, str(error)))
             continue
-        hashes.append(hash(row.key))
+        good += 1
+        keys.add(row.key)
         if row.model not in models and len(models) < MODELS:
             models[row.model] = None
     if wrong:
-        raise _refusal(problems, wrong, None if source.template or hashes else NO_BATCH)
-    if not hashes:
+        raise _refusal(problems, wrong, None if source.template or good else NO_BATCH)
+    if not good:
         raise ConfigError(f"{source.name} has no rows")
-    if problems := list(islice(_duplicates(source, hashes), SHOWN)):
+    if problems := list(islice(_duplicates(source, set(islice(keys.twice(), SUSPECTS))), SHOWN)):
         raise _refusal(problems, len(problems), None)
-    return Survey(len(hashes), digest.hexdigest(), tuple(models))
+    return Survey(good, digest.hexdigest(), tuple(models))
 
 
 def read(source: Source, digest: str, done: Callable[[int], bool] = lambda _: False) -> Iterator[Row]:
@@ -137,11 +155,7 @@ def read(source: Source, digest: str, done: Callable[[int], bool] = lambda _: Fa
     for position, found in enumerate(source.records(content.update)):
         if done(position):
             continue
-        try:
-            row = _row(source, position, found)
-        except (ValueError, msgspec.DecodeError) as error:
-            raise _changed(source, f" ({found.where}: {error})") from None
-        yield row
+        yield _good_row(source, position, found)
     if content.hexdigest() != digest:
         raise _changed(source, "")
 
@@ -176,6 +190,14 @@ def _row(source: Source, position: int, found: Found) -> Row:
     return Row(position, key, template.path, template.model, template.body(values))
 
 
+def _good_row(source: Source, position: int, found: Found) -> Row:
+    """Return the request of a row that passed the survey."""
+    try:
+        return _row(source, position, found)
+    except (ValueError, msgspec.DecodeError) as error:
+        raise _changed(source, f" ({found.where}: {error})") from None
+
+
 def _batch_row(position: int, raw: bytes) -> Row:
     line = _line.decode(raw)
     needed = KEYS.get(line.url)
@@ -195,19 +217,15 @@ def _key(position: int, custom_id: object) -> str:
     return custom_id if isinstance(custom_id, str) else str(custom_id)
 
 
-def _duplicates(source: Source, hashes: array[int]) -> Iterator[Problem]:
-    """Yield the rows whose key an earlier row has; only suspects are read again."""
-    import numpy as np  # noqa: PLC0415 - light commands load this module
-
-    ordered = np.sort(np.frombuffer(hashes, dtype=np.int64))
-    twice = {int(each) for each in np.unique(ordered[1:][ordered[1:] == ordered[:-1]])[:SUSPECTS]}
-    if not twice:
+def _duplicates(source: Source, suspects: set[int]) -> Iterator[Problem]:
+    """Yield the rows whose key an earlier row has, and whose hash is one of these."""
+    if not suspects:
         return
     seen: dict[str, Found] = {}
     for position, found in enumerate(source.records(lambda _: None)):
-        if hashes[position] not in twice:
+        key = _good_row(source, position, found).key
+        if hash(key) not in suspects:
             continue
-        key = _row(source, position, found).key
         if key in seen:
             yield Problem(found.where, f"custom_id {key!r} is that of {seen[key].where} too")
         seen.setdefault(key, found._replace(raw=b""))

@@ -51,7 +51,7 @@ class Run:
     def __init__(self, source: Source, output: Path, *, retry_failed: bool = False) -> None:
         _check_output(source, output)
         self.source = source
-        self.survey = survey(source)
+        self.survey = survey(source, output.parent)
         asked = {INPUT: self.survey.digest, **source.fingerprint()}
         self.journal = Journal(output, self.survey.rows, asked, retry_failed=retry_failed)
 
