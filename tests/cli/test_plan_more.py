@@ -28,6 +28,7 @@ def test_an_estimate_shows_every_operation_of_its_steps(aegis: Callable[..., Out
         "generation_attention",
         "context_ar_1",
         "[GGG",
+        "h host: ",
     ):
         assert said in outcome.out
     assert "GiB, fits" in outcome.out
@@ -37,7 +38,7 @@ def test_the_operations_of_a_step_add_up_to_it(aegis: Callable[..., Outcome]) ->
     found = json.loads(aegis(*ESTIMATE, "--batch", "8", "--json").out)
     for step in found["steps"]:
         assert sum(part["ms"] for part in step["parts"]) == pytest.approx(step["ms"])
-        assert all(part["ideal"] <= part["ms"] * 1.001 for part in step["parts"])
+        assert [part["kind"] for part in step["parts"] if part["bound"] == "host"] == ["host"]
     assert found["request_latency"] == pytest.approx(found["ttft"] + 299 * found["tpot"])
     assert found["tokens_per_s_user"] == pytest.approx(1000 / found["tpot"])
 
@@ -116,10 +117,11 @@ def test_a_platform_is_sized_by_its_nodes(aegis: Callable[..., Outcome]) -> None
 
 
 def test_a_platform_is_priced_with_nodes_of_its_own(aegis: Callable[..., Outcome]) -> None:
-    """Its nodes have four GPUs, those that the tables were measured on eight."""
+    """Its nodes have four GPUs, those that the tables were measured on eight. A TTFT that binds would hide it."""
     asked = ("plan", "size", "--model", "meta-llama/Llama-3.1-70B", "--rate", "2", "--tpot", "40", "--json")
-    (large,) = json.loads(aegis(*asked, "--system", "a100_sxm").out)
-    offers = json.loads(aegis(*asked, "--platform", "perlmutter").out)
+    plain = (*asked, "--estimator", "aic-0.12")
+    (large,) = json.loads(aegis(*plain, "--system", "a100_sxm").out)
+    offers = json.loads(aegis(*plain, "--platform", "perlmutter").out)
     small = next(offer for offer in offers if offer["place"]["system"] == "a100_sxm")
     assert small["place"]["gpus_per_node"] == 4
     eight = large["sizing"]["candidate"]["workers"][0]["parallel"]["tp"] == 8

@@ -9,25 +9,36 @@ import gzip
 import json
 import re
 from functools import cache
+from math import log
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from aegis.planner.estimate.aggregated import HOST, rates
+from aegis.planner.estimate.aggregated import rates
+from aegis.planner.estimate.host import Host
 from aegis.planner.estimator import AIC_012, CORRECTED, CORRECTIONS, GUIDE, Estimator
 from aegis.planner.models.limits import SplitError
 from aegis.planner.operations import NoData
 from aegis.planner.problem import Load, Parallel, Quantization, Replica, Targets, Tuning
-from aegis.planner.search.agg import sweep_agg
+from aegis.planner.search.agg import sureness, sweep_agg
 from aegis.planner.search.disagg import sweep_disagg
+from aegis.planner.silicon import fit
+from aegis.planner.silicon.fitted import fitted
+from aegis.planner.silicon.predict import predict
+from aegis.planner.single import Asked, kinds, worker_of
+from aegis.planner.task import WorkerQuestion
 from tests.planner.estimate.built import built
 from tests.planner.estimate.fakes import worker
 
 if TYPE_CHECKING:
     from aegis.planner.answer import Candidate
     from aegis.planner.estimate.worker import Worker
+    from aegis.planner.operations import Kind
+    from aegis.planner.silicon.deployments import Deployment
 
 MEASURED = Path(__file__).parents[1] / "fixtures" / "aiconfigurator" / "measured-serving.json.gz"
 LOAD = Load(isl=1000, osl=201)
@@ -197,8 +208,80 @@ def test_the_host_takes_its_time_before_a_prompt_is_scheduled() -> None:
     plain, hosted = (
         rates(worker(estimator=each), LOAD, 8, 1000) for each in (AIC_012, only("host-time-in-ttft"))
     )
-    assert hosted.ttft == pytest.approx(plain.ttft + HOST)
+    assert hosted.ttft == pytest.approx(plain.ttft + Host().first)
     assert hosted.tpot == plain.tpot
+
+
+def served(estimator: Estimator) -> Worker:
+    question = WorkerQuestion(model="QWEN3_32B", system="h200_sxm", backends=("vllm",))
+    return worker_of(Asked(question, Parallel(tp=4), LOAD, Tuning(), estimator))
+
+
+def test_operations_and_the_host_take_as_long_as_they_do_in_a_server() -> None:
+    plain, hosted = served(AIC_012), served(only("steps-as-measured"))
+    known = fitted().mechanism("vllm", "hopper")
+    kind: dict[str, Kind] = dict(kinds((*plain.graph.context, *plain.graph.generation)))
+    steps: list[tuple[Literal["prefill", "decode"], dict[Kind, float], int]]
+    steps = [("prefill", known.prefill, 0), ("decode", known.decode, 8)]
+    for step, factors, requests in steps:
+        alone, there = (each.breakdown(step, LOAD, batch=requests or 1) for each in (plain, hosted))
+        assert there["host"] == pytest.approx(known.host.step + known.host.request * requests)
+        for name in alone.keys() - {"host"}:
+            assert there[name] == pytest.approx(alone[name] * factors[kind[name]])
+    assert float(hosted.decode(8, 1101)) == pytest.approx(sum(there.values()))
+    waiting = served(only("steps-as-measured", "host-time-in-ttft"))
+    at_once = waiting.changed(host=replace(known.host, first=0.0, waits=0.0))
+    late = rates(waiting, LOAD, 8, 1000).ttft - rates(at_once, LOAD, 8, 1000).ttft
+    assert late == pytest.approx(known.host.first + known.host.waits * float(hosted.decode(8, 1101)))
+
+
+@cache
+def of_the_fit_half() -> list[Deployment]:
+    """A few deployments of all engines; what was measured of the others is not looked at."""
+    return [row for row in fit.rows() if row.mode == "agg"][::40]
+
+
+def away(*, corrected: bool, residuals: bool) -> tuple[float, float]:
+    """Median errors of TTFT and TPOT, each row predicted without what any of these rows says."""
+    rows, known = of_the_fit_half(), fitted()
+    own = {row.id for row in rows} if residuals else {each.id for each in known.tpot.residuals}
+    ttft, tpot = (
+        replace(each, residuals=tuple(left for left in each.residuals if left.id not in own))
+        for each in (known.ttft, known.tpot)
+    )
+    found = [
+        (abs(log(said.ttft / row.ttft)), abs(log(said.tpot / row.tpot)))
+        for row, said in zip(
+            rows, predict(rows, known=replace(known, ttft=ttft, tpot=tpot), corrected=corrected), strict=True
+        )
+        if not isinstance(said, str)
+    ]
+    assert len(found) > 30
+    return median(ttft for ttft, _ in found), median(tpot for _, tpot in found)
+
+
+def test_steps_as_measured_and_what_they_leave_over_come_nearer_to_what_was_measured() -> None:
+    plain = away(corrected=False, residuals=False)
+    steps = away(corrected=True, residuals=False)
+    whole = away(corrected=True, residuals=True)
+    for before, with_steps, with_rest in zip(plain, steps, whole, strict=True):
+        assert with_rest < with_steps < before
+
+
+def test_what_deployments_leave_over_is_a_factor_with_an_interval() -> None:
+    estimator = only("deployments-as-measured", "steps-as-measured")
+    one, batch = served(estimator), np.array([1, 4, 16, 64])
+    assert one.residual is not None
+    before, after = (rates(each, LOAD, batch, LOAD.isl) for each in (served(only("steps-as-measured")), one))
+    first, further = one.residual.aggregated(one, LOAD, batch)
+    assert after.ttft == pytest.approx(before.ttft * first.factor)
+    assert after.tpot == pytest.approx(before.tpot * further.factor)
+    whole = after.ttft + after.tpot * (LOAD.osl - 1)
+    assert after.requests_per_s == pytest.approx(1000 * batch / whole)  # Little's law
+    for sure in sureness(one, LOAD, batch, after.ttft, after.tpot):
+        assert 0 < min(sure["ttft_spread"], sure["tpot_spread"]) < 1
+        assert sure["spread"] <= max(sure["ttft_spread"], sure["tpot_spread"])
+        assert sure["measured"] == further.measured
 
 
 @cache
@@ -231,6 +314,21 @@ def away_from_measured(estimator: Estimator) -> dict[str, list[tuple[float, floa
             (abs(float(found.ttft[0]) / row["ttft"] - 1), abs(float(found.tpot[0]) / row["tpot"] - 1))
         )
     return away
+
+
+def test_experts_over_nodes_are_estimated_where_tables_may_end() -> None:
+    asked = WorkerQuestion(model="deepseek-ai/DeepSeek-R1", system="gb200")
+    question = Asked(asked, Parallel(tp=8, moe_ep=8), LOAD, Tuning(), AIC_012, database_mode="HYBRID")
+    with pytest.raises(SplitError, match="no transport of their tokens was measured on gb200"):
+        worker_of(question)
+    estimator = only("reach-past-tables")
+    found = [
+        worker_of(question._replace(estimator=estimator, split=split)).breakdown("prefill", LOAD, batch=1)
+        for split in (question.split, Parallel(tp=8, moe_tp=8))
+    ]
+    # tokens travel as to experts in parts; the experts themselves take less, for their pieces are larger
+    assert {name for name in found[0] if found[0][name] != found[1][name]} == {"context_moe"}
+    assert found[0]["context_moe"] < found[1]["context_moe"]
 
 
 def test_the_time_to_the_first_token_comes_nearer_to_what_was_measured() -> None:

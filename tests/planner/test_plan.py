@@ -185,7 +185,7 @@ def test_formats_that_no_table_has_are_told() -> None:
 
 
 def test_targets_that_nothing_meets_name_the_nearest() -> None:
-    found = plan("QWEN3_32B", 1, "h200_sxm", tpot=10)
+    found = plan("QWEN3_32B", 1, "h200_sxm", tpot=5)
     disagg, agg = found.answers
     assert not found.meets_targets
     assert disagg.why_none == "prefill and decode take 2 GPUs at least"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from aegis import plan
+from aegis.planner.estimator import PLAIN
 from aegis.planner.report.binding import report
 from aegis.planner.why import Why, why
 
@@ -50,8 +51,8 @@ def test_every_other_split_has_a_reason(tight: dict[str, Why]) -> None:
     assert all(lost.reason for lost in agg.lost)
 
 
-def test_prefill_workers_that_deliver_less_bind_the_replica(tight: dict[str, Why]) -> None:
-    reason = tight["disagg"]
+def test_prefill_workers_that_deliver_less_bind_the_replica() -> None:
+    reason = reasons(tpot=10, estimator=PLAIN)["disagg"]
     assert reason.binds == "rate matching"
     prefill, decode = (float(word.rstrip(",")) for word in reason.detail.split() if word[0].isdigit())
     assert prefill < decode

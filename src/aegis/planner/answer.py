@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import math
+from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Struct
 
@@ -10,6 +11,20 @@ if TYPE_CHECKING:
     from aegis.planner.problem import Parallel, Quantization, ServingMode
 
 Role = Literal["agg", "prefill", "decode"]
+
+_OF_80_PERCENT: Final = 1.2816  # standard deviations to either side that hold 80 % of a normal distribution
+
+
+def interval(value: float, spread: float) -> tuple[float, float]:
+    """Return between what a figure lies with 80 % probability, by the standard deviation of its logarithm."""
+    factor = math.exp(_OF_80_PERCENT * spread)
+    return value / factor, value * factor
+
+
+def spread_of_sum(one: float, other: float, spread: float, other_spread: float) -> float:
+    """Return the standard deviation of the logarithm of a sum, from those of its two parts, which err independently."""
+    share = one / (one + other)
+    return math.hypot(share * spread, (1 - share) * other_spread)
 
 
 class Workers(Struct, frozen=True, kw_only=True):
@@ -47,6 +62,10 @@ class Candidate(Struct, frozen=True, kw_only=True):
     tokens_per_s_user: float
     context_tokens: int = 0  # agg: prefill tokens of a mixed step
     estimated: bool = False
+    spread: float = 0.0  # standard deviation of the logarithm of tokens_per_s_gpu; 0: not known
+    ttft_spread: float = 0.0
+    tpot_spread: float = 0.0
+    measured: int = 0  # deployments of this model, system and engine behind it
     notes: tuple[str, ...] = ()
 
     @property

@@ -1,6 +1,7 @@
 """Calibration: how much longer or shorter a measured server took than a plan said, as factors that later plans apply.
 
-Factors are of one system, engine and model, or of any; a file holds one of them, or a list.
+Factors are of one system, engine and model, or of any; a file holds one of them, or a list. In place of factors it may hold
+what is left over of a site's own measured deployments (`silicon.site`), which plans then read with those that come along.
 
 A measured sweep is a CSV file with a header, a JSON list of objects, an object with `rows`, or one JSON object a line.
 Columns (aliases: those of `vllm bench serve`): `concurrency` (requests held at once), `ttft` and `tpot` (mean or median,
@@ -18,14 +19,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from aegis.errors import ConfigError
 from aegis.files import write_atomically
+from aegis.planner.silicon.kriging import Residual  # noqa: TC001 - msgspec reads it
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from aegis.planner.estimate.host import Host
     from aegis.planner.operations import Floats, Leaf, Performance, Query
     from aegis.planner.systems import System
 
@@ -60,6 +64,8 @@ class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     error_before: float = 0.0  # mean of |plan / measured - 1| over TTFT and TPOT
     error_after: float = 0.0
     origin: str = ""
+    ttft: tuple[Residual, ...] = ()  # of the site's own deployments, in place of factors
+    tpot: tuple[Residual, ...] = ()
 
     def decode_factor(self, batch: Floats) -> Floats:
         """Return the factors of decode for batches; the outermost ones hold beyond."""
@@ -67,8 +73,25 @@ class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         factor: Floats = np.interp(np.log(np.maximum(batch, 1)), np.log(np.maximum(at, 1)), factors)
         return factor
 
+    def host(self, host: Host) -> Host:
+        """Return the host's times with factors: in each step the middle one of decode, for it does not know the batch."""
+        decode = float(np.median([factor for _, factor in self.decode]))
+        return replace(
+            host,
+            first=host.first * self.prefill,
+            step=host.step * decode,
+            request=host.request * decode,
+        )
+
 
 Calibrations = tuple[Calibration, ...]
+
+
+def own_rows(known: Calibrations) -> tuple[tuple[Residual, ...], tuple[Residual, ...]]:
+    """Return what is left over of the TTFT and of the TPOT of a site's own deployments, of all models, systems and engines."""
+    return tuple(row for each in known for row in each.ttft), tuple(
+        row for each in known for row in each.tpot
+    )
 
 
 def chosen(known: Calibrations, system: str, backend: str, model: str) -> Calibration | None:
@@ -107,8 +130,11 @@ class Calibrated:
         if not self._known:
             return (
                 *self._performance.notes,
-                f"{self.system.name}: not calibrated, the file has no factors for it",
+                f"{self.system.name}: not calibrated, the file has nothing for it",
             )
+        if known.tpot:
+            note = f"with {len(known.tpot)} measured rows of one's own{f', {known.origin}' if known.origin else ''}"
+            return (*self._performance.notes, note)
         note = (
             f"calibrated{f' by {known.origin}' if known.origin else ''}: prefill x {known.prefill:.3g}, decode x "
             + (" to ".join(f"{factor:.3g}" for factor in sorted({factor for _, factor in known.decode})))

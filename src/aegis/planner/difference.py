@@ -22,7 +22,8 @@ BEST = "best_config_topn.csv"
 # Columns that say what a configuration delivers; all others say what it is.
 FIGURES = (
     *("tokens/s/gpu_cluster", "tokens/s/gpu", "tokens/s/user", "ttft", "tpot", "request_latency"),
-    *("concurrency", "seq/s", "tokens/s", "memory", "(p)memory", "(d)memory"),
+    *(f"{name}_{end}" for name in ("tokens/s/gpu", "ttft", "tpot") for end in ("low", "high")),
+    *("measured", "concurrency", "seq/s", "tokens/s", "memory", "(p)memory", "(d)memory"),
 )
 # Those that only say again what another one says.
 _IGNORED = frozenset(

@@ -20,6 +20,9 @@ Correction: TypeAlias = Literal[
     "host-time-in-ttft",  # network, tokenizer and the host's queue, before a prompt is scheduled
     "max-seq-len-everywhere",  # the length that is reserved counts with every engine and role
     "user-tpot-in-sweep",  # the user's own TPOT is one of the targets that are swept
+    "reach-past-tables",  # mode HYBRID: what was measured stands in for its nearest relatives, experts over nodes too
+    "steps-as-measured",  # operations and the host take as long as they did in measured deployments
+    "deployments-as-measured",  # what measured deployments like it say remains; with an interval
 ]
 CORRECTIONS: tuple[Correction, ...] = Correction.__args__  # type: ignore[attr-defined]
 
@@ -36,4 +39,7 @@ class Estimator(Struct, frozen=True):
 GUIDE = Estimator("guide", "guide", exact=True)
 AIC_012 = Estimator("aic-0.12", "current")
 CORRECTED = Estimator("aegis", "current", frozenset(CORRECTIONS))
+# What the measured deployments are held against: without what they say remains, and without all that was fitted to them.
+MECHANISM = Estimator("mechanism", "current", CORRECTED.corrections - {"deployments-as-measured"})
+PLAIN = Estimator("plain", "current", MECHANISM.corrections - {"steps-as-measured"})
 ESTIMATORS = {each.name: each for each in (CORRECTED, AIC_012, GUIDE)}

@@ -13,6 +13,7 @@ from aegis.planner.defaults import fill
 from aegis.planner.models.resolve import find_model
 from aegis.planner.plan import questions, run
 from aegis.planner.problem import BACKENDS, Tuning
+from aegis.planner.search.pick import Known, by_confidence
 from aegis.planner.size import Sizing, size
 from aegis.planner.solve import BY_BACKEND
 from aegis.planner.systems import load_system, system_names
@@ -175,6 +176,12 @@ class Ranked(Struct, frozen=True, kw_only=True):
         return found if self.plan.meets_targets else found - math.inf
 
     @property
+    def known(self) -> Known:
+        """The throughput, and how well it is known."""
+        best = self.plan.best if self.plan else None
+        return Known(self.throughput, best.spread if best else 0.0)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What has to be known of the best configuration; what is said of other backends is left out."""
         if self.plan is None or self.plan.chosen is None or self.plan.best is None:
@@ -200,7 +207,7 @@ def rank(wish: Wish, total_gpus: int, *, tell: Callable[[str], None] | None = No
         if tell:
             tell(name)
         found.append(_ranked(name, wish, total_gpus))
-    return tuple(sorted(found, key=lambda each: -each.throughput))
+    return tuple(by_confidence(found, lambda each: each.known))
 
 
 def _ranked(name: str, wish: Wish, total_gpus: int) -> Ranked:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Floats: TypeAlias = "NDArray[np.float64]"
 Ints: TypeAlias = "NDArray[np.int64]"
 CollectiveKind: TypeAlias = Literal["all_gather", "reduce_scatter", "alltoall", "all_reduce"]
+Kind: TypeAlias = Literal[
+    "gemm", "attention", "experts", "link", "memory", "host"
+]  # of what takes time in a step
 Phase: TypeAlias = Literal["context", "generation"]
 
 
@@ -223,6 +226,21 @@ Leaf: TypeAlias = (
     | Measured
 )
 Operation: TypeAlias = Leaf | Overlap | Fallback
+
+
+def kind_of(operation: Leaf) -> Kind:
+    """Return which kind of work an operation is."""
+    match operation:
+        case Gemm():
+            return "gemm"
+        case Moe():
+            return "experts"
+        case AllReduce() | Collective() | PointToPoint() | ExpertExchange():
+            return "link"
+        case Memory():
+            return "memory"
+        case _:
+            return "attention"
 
 
 class NoData(AegisError):

@@ -13,7 +13,7 @@ from aegis.errors import AegisError, ConfigError
 from aegis.planner import defaults
 from aegis.planner.estimator import ESTIMATORS
 from aegis.planner.problem import BACKENDS, DatabaseMode, Load, Mtp, Targets, Tuning
-from aegis.planner.search.pick import excess
+from aegis.planner.search.pick import Known, by_confidence, excess
 from aegis.planner.solve import Parts, answer
 from aegis.planner.task import LOAD, TARGETS, TOP_N, Question, WorkerQuestion
 from aegis.spec.suggest import did_you_mean
@@ -40,16 +40,18 @@ class Plan(Struct, frozen=True, kw_only=True):
     @property
     def chosen(self) -> int | None:
         """Index of the best experiment: with the most output tokens/s of all GPUs, or if none meets its targets, nearest."""
-        ranked = [(self._rank(index), -index) for index, each in enumerate(self.answers) if each.best]
-        return -max(ranked)[1] if ranked else None
+        there = [index for index, each in enumerate(self.answers) if each.best]
+        meeting = [index for index in there if self._meets(index)]
+        if meeting:
+            return by_confidence(meeting, self.known)[0]
+        return min(there, key=self._excess, default=None)
 
-    def _rank(self, index: int) -> tuple[bool, float]:
-        experiment, answer = self.experiments[index], self.answers[index]
-        if (
-            answer.meets_targets or not experiment.estimator.corrections
-        ):  # aiconfigurator 0.12.0 compares all alike
-            return True, self.throughput(index)
-        return False, -excess(answer.best[0], experiment.targets)
+    def _meets(self, index: int) -> bool:
+        corrected = self.experiments[index].estimator.corrections
+        return self.answers[index].meets_targets or not corrected  # aiconfigurator 0.12.0 compares all alike
+
+    def _excess(self, index: int) -> float:
+        return excess(self.answers[index].best[0], self.experiments[index].targets)
 
     @property
     def best(self) -> Candidate | None:
@@ -73,6 +75,11 @@ class Plan(Struct, frozen=True, kw_only=True):
         """Return output tokens/s of each of all GPUs of an experiment's best configuration, 0 if there is none."""
         best = self.answers[index].best
         return best[0].cluster_throughput(self.experiments[index].total_gpus) if best else 0.0
+
+    def known(self, index: int) -> Known:
+        """Return the throughput of an experiment, and how well it is known."""
+        best = self.answers[index].best
+        return Known(self.throughput(index), best[0].spread if best else 0.0)
 
     def to_dict(self) -> dict[str, list[dict[str, Any]]]:
         """Return ranked rows by the name of the experiment, with the columns of the guide's tables."""

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from aegis.errors import ConfigError, NotFoundError
 from aegis.planner.difference import load as load_rows
+from aegis.planner.estimate.aggregated import undisturbed
 from aegis.planner.estimator import CORRECTED
 from aegis.planner.models.resolve import find_model
 from aegis.planner.problem import Load, Parallel, Tuning
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from aegis.planner.calibrate import Calibrations
     from aegis.planner.estimate.worker import Worker
-    from aegis.planner.operations import Floats
 
 SIZES: Final = ("tp", "pp", "dp", "moe_tp", "moe_ep", "cp")
 MOST: Final = 512  # requests of a group, where a plan names no limit
@@ -135,7 +135,6 @@ class Predictor:
         least = min(self.configuration.context_tokens, load.isl)  # chunks of a prompt
         chunk = np.where(self.configuration.context_tokens < load.isl, least, prompts * load.isl)
         rates = evaluate_points(worker, load, Points(batch, chunk, np.zeros(batch.shape)))
-        decode: Floats = worker.decode(batch, load.isl + load.osl // 2 + 1) / worker.progress
         groups = self.configuration.split.pp * self.configuration.split.dp
         return [
             Prediction(
@@ -146,7 +145,9 @@ class Predictor:
                 requests_per_s=float(rate),
                 latency=float(ttft + tpot * (load.osl - 1)),
             )
-            for size, ttft, tpot, rate, alone in zip(batch, *rates, decode, strict=True)
+            for size, ttft, tpot, rate, alone in zip(
+                batch, *rates, undisturbed(worker, load, batch), strict=True
+            )
         ]
 
     def _worker(self, load: Load) -> Worker:

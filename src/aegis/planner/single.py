@@ -10,25 +10,15 @@ from msgspec.structs import replace
 
 from aegis.errors import ConfigError, DeploymentError, Problem
 from aegis.planner.defaults import fill
+from aegis.planner.estimate.aggregated import undisturbed
+from aegis.planner.estimate.host import Host
 from aegis.planner.estimate.memory import GIB
-from aegis.planner.estimate.worker import Worker
 from aegis.planner.models.formats import format_name
 from aegis.planner.models.resolve import find_model
 from aegis.planner.models.splits import objection
-from aegis.planner.operations import (
-    AllReduce,
-    Collective,
-    ExpertExchange,
-    Fallback,
-    Gemm,
-    Memory,
-    Moe,
-    NoData,
-    Overlap,
-    PointToPoint,
-)
+from aegis.planner.operations import Fallback, NoData, Overlap, kind_of
 from aegis.planner.perf.sol import SpeedOfLight
-from aegis.planner.search.agg import Points, evaluate_points
+from aegis.planner.search.agg import Points, evaluate_points, sureness
 from aegis.planner.solve import Parts
 from aegis.planner.task import Formats, Lists, Question
 
@@ -36,16 +26,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from aegis.planner.calibrate import Calibrations
+    from aegis.planner.estimate.worker import Worker
     from aegis.planner.estimator import Estimator
-    from aegis.planner.operations import Floats, Leaf, Operation, Performance, Query
+    from aegis.planner.operations import Floats, Kind, Leaf, Operation, Performance, Query
     from aegis.planner.problem import DatabaseMode, Load, Mtp, Parallel, Quantization, Tuning
     from aegis.planner.systems import System
     from aegis.planner.task import Experiment, WorkerQuestion
 
 StepName = Literal["prefill", "mixed", "decode"]
 STEPS: tuple[StepName, ...] = ("prefill", "mixed", "decode")
-Kind = Literal["gemm", "attention", "experts", "link", "memory"]
-Bound = Literal["compute", "memory", "link"]
+Bound = Literal["compute", "memory", "link", "host"]
 
 _ENDLESS = 1e30  # bytes/s or FLOPS: what is never waited for
 
@@ -95,6 +85,10 @@ class Estimate(Struct, frozen=True, kw_only=True):
     tokens_per_s_gpu: float
     tokens_per_s_user: float
     uncertainty: float = 0.0  # relative, of an estimated system
+    spread: float = 0.0  # standard deviation of the logarithm of tokens_per_s_gpu; 0: not known
+    ttft_spread: float = 0.0
+    tpot_spread: float = 0.0
+    measured: int = 0  # deployments of this model, system and engine behind it
     notes: tuple[str, ...] = ()
 
 
@@ -250,7 +244,7 @@ def estimate(
         fits=bool(worker.room(load, tuning, role="agg", batch=batch, context_tokens=chunk)[1]),
         ttft=ttft,
         tpot=tpot,
-        prefill_share=max(1 - done[-1].ms / worker.progress / tpot, 0.0) if tpot else 0.0,
+        prefill_share=max(1 - float(undisturbed(worker, load, points.batch)[0]) / tpot, 0.0) if tpot else 0.0,
         request_latency=ttft + tpot * (load.osl - 1),
         concurrency=batch * worker.split.dp * worker.split.pp,
         requests_per_s=rate,
@@ -258,6 +252,7 @@ def estimate(
         tokens_per_s_gpu=tokens / worker.split.gpus,
         tokens_per_s_user=1000 / tpot if tpot else 0.0,
         uncertainty=system.uncertainty if system.estimated else 0.0,
+        **sureness(worker, load, points.batch, rates.ttft, rates.tpot)[0],
         notes=worker.performance.notes,
     )
 
@@ -271,7 +266,7 @@ def steps(
         NoData: the tables cannot answer for this worker.
     """
     generating = max(batch - -(-chunk // load.isl), 0)
-    kinds = dict(_kinds((*worker.graph.context, *worker.graph.generation)))
+    known = {"host": "host", **dict(kinds((*worker.graph.context, *worker.graph.generation)))}
     requests_of: dict[StepName, int] = {"prefill": 1, "mixed": generating, "decode": batch}
     system = worker.performance.system
     limits: dict[Bound, Worker] = {
@@ -288,7 +283,7 @@ def steps(
         parts = tuple(
             _part(
                 each,
-                kinds.get(each, "memory"),
+                known.get(each, "memory"),
                 ms,
                 {bound: of[each] for bound, of in ideal.items() if each in of},
             )
@@ -318,16 +313,7 @@ class _Limit:
 
 def _limited(worker: Worker, system: System) -> Worker:
     """Return the same worker on hardware with other limits."""
-    return Worker(
-        graph=worker.graph,
-        split=worker.split,
-        quantization=worker.quantization,
-        performance=_Limit(worker.performance, system),
-        backend=worker.backend,
-        version=worker.version,
-        estimator=worker.estimator,
-        mtp=worker.mtp,
-    )
+    return worker.changed(performance=_Limit(worker.performance, system), host=Host())
 
 
 def _part(name: str, kind: Kind, ms: float, ideal: dict[Bound, float]) -> Part:
@@ -337,25 +323,17 @@ def _part(name: str, kind: Kind, ms: float, ideal: dict[Bound, float]) -> Part:
         kind=kind,
         ms=ms,
         ideal=max(ideal.values(), default=0.0),
-        bound="link" if kind == "link" else bound,
+        bound=kind if kind in {"link", "host"} else bound,
     )
 
 
-def _kinds(operations: Iterable[Operation]) -> Iterable[tuple[str, Kind]]:
+def kinds(operations: Iterable[Operation]) -> Iterable[tuple[str, Kind]]:
     """Yield the kind of every operation by its name, those inside chains too."""
     for operation in operations:
         match operation:
             case Overlap():
                 yield operation.name, "experts"
             case Fallback():
-                yield from _kinds((*operation.primary, *operation.otherwise))
-            case Gemm():
-                yield operation.name, "gemm"
-            case Moe():
-                yield operation.name, "experts"
-            case AllReduce() | Collective() | PointToPoint() | ExpertExchange():
-                yield operation.name, "link"
-            case Memory():
-                yield operation.name, "memory"
+                yield from kinds((*operation.primary, *operation.otherwise))
             case _:
-                yield operation.name, "attention"
+                yield operation.name, kind_of(operation)

@@ -12,8 +12,9 @@ from aegis.planner.lanes import lanes_of
 from aegis.planner.models.build import build_graph
 from aegis.planner.models.families.step import Lanes
 from aegis.planner.models.limits import SplitError
+from aegis.planner.report.words import between
 from aegis.planner.search.pareto import frontier
-from aegis.planner.search.pick import Picked, excess, pick
+from aegis.planner.search.pick import Picked, excess, known, pick
 from aegis.planner.shortfall import shortfall
 from aegis.planner.sweep import sweep
 from aegis.planner.systems import load_system
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from aegis.planner.answer import Candidate
     from aegis.planner.operations import Performance
     from aegis.planner.problem import Parallel, WorkerSearch
+    from aegis.planner.silicon.measurements import Measurements
     from aegis.planner.task import Experiment
 
 BY_BACKEND = "tokens/s/gpu by backend"  # a note that compares
@@ -43,6 +45,7 @@ class Parts:
 
     def __init__(self) -> None:
         self._figures: dict[Any, _Figures] = {}
+        self._measurements: dict[Any, Measurements] = {}
         self._workers: dict[Any, Worker | SplitError] = {}
 
     def performance(self, search: WorkerSearch, experiment: Experiment) -> Performance:
@@ -81,10 +84,34 @@ class Parts:
         key = (id(figures), *at)
         if key not in self._workers:
             try:
-                self._workers[key] = _worker(search, split, experiment, figures)
+                self._workers[key] = self._corrected(_worker(search, split, experiment, figures), experiment)
             except SplitError as error:
                 self._workers[key] = error
         return self._workers[key]
+
+    def _corrected(self, worker: Worker, experiment: Experiment) -> Worker:
+        """Return a worker that takes as long as measured deployments do, where the estimator says so."""
+        asked = experiment.estimator.corrections
+        if "steps-as-measured" not in asked:
+            return worker
+        from aegis.planner.calibrate import chosen, own_rows  # noqa: PLC0415 - start-up time
+        from aegis.planner.silicon.fitted import fitted  # noqa: PLC0415
+        from aegis.planner.silicon.measurements import Measurements  # noqa: PLC0415
+        from aegis.planner.silicon.mechanism import as_measured, class_of  # noqa: PLC0415
+
+        known = fitted()
+        kind = class_of(worker.performance.system)
+        worker = as_measured(worker, known.mechanism(worker.backend, kind))
+        name = worker.performance.system.name
+        if factors := chosen(experiment.calibration, name, worker.backend, experiment.model_name):
+            worker = worker.changed(host=factors.host(worker.host))
+        if "deployments-as-measured" not in asked:
+            return worker
+        if experiment.calibration not in self._measurements:
+            self._measurements[experiment.calibration] = Measurements(
+                known, *own_rows(experiment.calibration)
+            )
+        return worker.changed(residual=self._measurements[experiment.calibration])
 
 
 def _figures(search: WorkerSearch, experiment: Experiment) -> _Figures:
@@ -106,7 +133,17 @@ def _figures(search: WorkerSearch, experiment: Experiment) -> _Figures:
     from aegis.planner.perf.measured import Measured  # noqa: PLC0415 - start-up time
 
     measured = Measured(system, tables, mode=experiment.database_mode, extras_per_token=per_token)
-    return _Figures(measured, lanes_of(tables, system))
+    if not _reaches(experiment):
+        return _Figures(measured, lanes_of(tables, system))
+    from aegis.planner.perf.reach import Reach  # noqa: PLC0415 - start-up time
+
+    reach = Reach(measured, tables, search.backend, extras_per_token=per_token)
+    return _Figures(reach, lanes_of(tables, system))
+
+
+def _reaches(experiment: Experiment) -> bool:
+    """Tell whether what the rules of 0.12.0 refuse is estimated."""
+    return experiment.database_mode == "HYBRID" and "reach-past-tables" in experiment.estimator.corrections
 
 
 def _calibrated(figures: _Figures, search: WorkerSearch, experiment: Experiment) -> _Figures:
@@ -130,6 +167,7 @@ def _worker(search: WorkerSearch, split: Parallel, experiment: Experiment, figur
         lanes=figures.lanes,
         corrections=experiment.estimator.corrections,
         wide=search.wide,
+        reach=_reaches(experiment),
     )
     return Worker(
         graph=graph,
@@ -233,6 +271,8 @@ def _by_backend(experiment: Experiment, candidates: Sequence[Candidate]) -> list
     for backend in backends:
         own = [each for each in candidates if each.workers[0].backend == backend]
         picked = _picked(experiment, own, 1)
+        sure = between(*known(picked.best[0], experiment.total_gpus)) if picked.best else ""
         best = f"{picked.best[0].cluster_throughput(experiment.total_gpus):.2f}" if picked.best else "nothing"
+        best += f" ({sure})" if sure else ""
         said.append(f"{backend} {best}{'' if picked.meets_targets or not picked.best else ' (misses)'}")
     return [f"{experiment.name}, {BY_BACKEND}: {', '.join(said)}"]

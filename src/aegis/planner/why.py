@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from aegis.planner.operations import NoData
 from aegis.planner.search.agg import BATCHES, Points, evaluate_points
-from aegis.planner.search.disagg import DECODE_BATCHES, RULES
-from aegis.planner.search.pick import excess, meets
+from aegis.planner.search.disagg import DECODE_BATCHES, answered, rule_of
+from aegis.planner.search.pick import Known, excess, known, meets, told_apart
 from aegis.planner.single import steps
 from aegis.planner.solve import Parts
 
@@ -162,7 +162,7 @@ def _next_batch(experiment: Experiment, best: Candidate, worker: Worker) -> tupl
 
 def _rates(experiment: Experiment, best: Candidate) -> str:
     """Return what the prefill and the decode workers of a replica deliver, as the search matches them."""
-    rule, tuning = RULES[experiment.estimator.rules], experiment.tuning
+    rule, tuning = rule_of(experiment.estimator), experiment.tuning
     factors = (
         tuning.prefill_correction or rule.prefill_rate,
         tuning.decode_correction or rule.decode_rate,
@@ -190,18 +190,10 @@ def _deliver(
         points = Points(np.array([batch]), np.array([best.context_tokens]), np.zeros(1))
         ttft, tpot, rate = (float(each[0]) for each in evaluate_points(worker, load, points))
         return ttft, tpot, rate
-    whole = (
-        float(worker.generation_total(batch, load.isl, load.osl))
-        * best.tpot
-        / _own_tpot(worker, experiment, best)
-    )
-    return best.ttft, whole / (load.osl - 1), 1000 * batch * worker.split.dp * worker.split.pp / whole
-
-
-def _own_tpot(worker: Worker, experiment: Experiment, best: Candidate) -> float:
-    """Return the TPOT of the best configuration before any correction factor of the search."""
-    load = experiment.load
-    return float(worker.generation_total(best.workers[-1].batch, load.isl, load.osl)) / (load.osl - 1)
+    now, larger = answered(worker, load, np.array([best.workers[-1].batch, batch])).tolist()
+    tpot = best.tpot * larger / now  # with the factors of the search
+    rate = 1000 * batch * worker.split.dp * worker.split.pp / (tpot * (load.osl - 1))
+    return best.ttft, tpot, rate
 
 
 def _looser(experiment: Experiment, answer: ModeAnswer) -> Iterable[Looser]:
@@ -215,7 +207,11 @@ def _looser(experiment: Experiment, answer: ModeAnswer) -> Iterable[Looser]:
             if targets.request_latency is None
             else replace(targets, request_latency=limit * factor)
         )
-        found = [each for each in answer.candidates if each.replicas(total) and meets(each, wider)]
+        found = [
+            each
+            for each in answer.candidates
+            if each.replicas(total) and meets(each, wider) and not meets(each, targets)
+        ]
         if not found:
             continue
         best = max(found, key=lambda each: each.cluster_throughput(total))
@@ -235,7 +231,7 @@ def _lost(
 ) -> Iterable[Lost]:
     """Yield why each other split of the (decode) workers is not the best one."""
     role: Role = "agg" if experiment.mode == "agg" else "decode"
-    own = answer.best[0].cluster_throughput(experiment.total_gpus)
+    own = known(answer.best[0], experiment.total_gpus)
     for split in search[-1].splits:
         if split == answer.best[0].workers[-1].parallel:
             continue
@@ -247,7 +243,7 @@ def _lost(
         yield Lost(role=role, split=split, reason=_reason(experiment, answer, worker, own))
 
 
-def _reason(experiment: Experiment, answer: ModeAnswer, worker: Worker, own: float) -> str:
+def _reason(experiment: Experiment, answer: ModeAnswer, worker: Worker, own: Known) -> str:
     role: Role = answer.best[0].workers[-1].role
     if not worker.room(experiment.load, experiment.tuning, role=role, batch=1)[1].all():
         return f"does not fit: {worker.shortage(experiment.load, role=role)}"
@@ -262,5 +258,8 @@ def _reason(experiment: Experiment, answer: ModeAnswer, worker: Worker, own: flo
     if not able:
         nearest = min(there, key=lambda each: excess(each, experiment.targets))
         return f"misses the target: {excess(nearest, experiment.targets):.2f} ms at best"
-    best = max(each.cluster_throughput(experiment.total_gpus) for each in able)
-    return f"{best / own - 1:+.1%} tokens/s of all GPUs"
+    best = max(able, key=lambda each: each.cluster_throughput(experiment.total_gpus))
+    apart = told_apart(own, known(best, experiment.total_gpus))
+    return f"{best.cluster_throughput(experiment.total_gpus) / own.value - 1:+.1%} tokens/s of all GPUs" + (
+        "" if apart else ", which cannot be told apart"
+    )

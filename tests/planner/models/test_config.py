@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from aegis.errors import AegisError, ConfigError
 from aegis.planner.models.config import parse_config, read_config
 from aegis.planner.models.resolve import find_model, model_names
-from aegis.planner.models.shapes import ModelShape, Window
+from aegis.planner.models.shapes import Checkpoint, ModelShape, Window
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +78,27 @@ def test_every_shipped_model_has_a_shape_or_says_why_not() -> None:
             assert "cannot be planned yet" in error.message  # noqa: PT017 - which ones is asserted below
             unknown.add(name.partition("/")[2].partition("-NVFP4")[0])
     assert {"MiniMax-M3", "Kimi-K3", "DeepSeek-V4-Pro"} <= unknown
+
+
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("zhipuai/GLM-5", "zai-org/GLM-5"),
+        ("nvidia/Qwen3-32B-NVFP4", "Qwen/Qwen3-32B"),
+        ("nvidia/Qwen3-32B-FP4", "Qwen/Qwen3-32B"),
+        ("nvidia/DeepSeek-R1-NVFP4", "deepseek-ai/DeepSeek-R1"),
+        ("nvidia/Llama-3.1-8B-Instruct-FP8", "meta-llama/Llama-3.1-8B-Instruct"),
+    ],
+)
+def test_a_requantized_model_has_the_shape_of_its_original(name: str, of: str) -> None:
+    one, other = (replace(find_model(each), name="", checkpoint=Checkpoint()) for each in (name, of))
+    assert one == other
+
+
+def test_deepseek_r1_in_nvfp4_keeps_attention_in_bfloat16() -> None:
+    parts = dict(find_model("nvidia/DeepSeek-R1-NVFP4").checkpoint.parts)
+    assert {parts[part] for part in ("q", "kv", "o")} == {"bfloat16"}
+    assert "shared" not in parts
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest_one() -> None:

@@ -81,7 +81,7 @@ def test_experts_show_their_own_split() -> None:
 
 
 def test_what_misses_the_targets_says_so() -> None:
-    shown = report(plan("QWEN3_32B", 1, "h200_sxm", tpot=10))
+    shown = report(plan("QWEN3_32B", 1, "h200_sxm", tpot=5))
     assert "which misses the targets" in shown
     assert "agg Top Configurations: (none meets the targets; sorted by TPOT)" in shown
     assert "No configurations for disagg: prefill and decode take 2 GPUs at least" in shown

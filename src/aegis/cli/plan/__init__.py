@@ -14,9 +14,13 @@ class PlanGroup(LazyGroup):
     """The subcommands of `aegis plan`."""
 
     table: ClassVar = {
+        "accuracy": (
+            "aegis.cli.plan.accuracy",
+            "Compare predictions with deployments that were measured.",
+        ),
         "calibrate": (
             "aegis.cli.plan.calibrate",
-            "Compare a measured sweep with a plan: factors for later plans.",
+            "Learn from measured sweeps or deployments: factors and rows for later plans.",
         ),
         "collect": ("aegis.cli.plan.collect", "Measure this machine and write tables of it."),
         "default": ("aegis.cli.plan.default", "Compare aggregated with disaggregated serving of a model."),

@@ -112,9 +112,9 @@ def command(**options: Any) -> None:
 def _print(found: Sequence[Estimate], *, as_json: bool) -> None:
     """Print one estimate whole, several as a line each."""
     if as_json:
-        import msgspec  # noqa: PLC0415 - only for JSON
+        from aegis.planner.report.document import builtins  # noqa: PLC0415 - only for JSON
 
-        document = [msgspec.to_builtins(each) for each in found]
+        document = builtins(found)
         print_json(document if len(document) > 1 else document[0])
         return
     from aegis.planner.report.steps import report, summary  # noqa: PLC0415 - JSON needs none of it

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
 from aegis.cli.render import print_json, shortened, table
 from aegis.errors import AegisError
-from aegis.planner.report.words import configuration
+from aegis.planner.report.words import ALIKE, INTERVAL, between, configuration
+from aegis.planner.search.pick import told_apart
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from aegis.planner.answer import Candidate
     from aegis.planner.everywhere import Ranked
 
+Row: TypeAlias = tuple[object, ...]
 HEAD = (
     *("SYSTEM", "TOKENS/S/GPU", "TOKENS/S/USER", "TTFT", "TPOT"),
     *("MODE", "BACKEND", "WEIGHTS", "EACH REPLICA"),
@@ -39,7 +41,9 @@ def give_ranking(ranked: Sequence[Ranked], *, as_json: bool) -> None:
 def _print(ranked: Sequence[Ranked]) -> None:
     shown = [each for each in ranked if each.plan and each.plan.meets_targets]
     rows = [_row(each) for each in shown]
-    if rows:
+    if rows and any(each.known.spread for each in shown):
+        click.echo(table((*HEAD[:2], INTERVAL, "MEASURED", *HEAD[2:]), _with_intervals(shown, rows)))
+    elif rows:
         click.echo(table(HEAD, rows))
     for each in ranked:
         if each.why_none:
@@ -48,7 +52,16 @@ def _print(ranked: Sequence[Ranked]) -> None:
         click.echo(f"note: {note}", err=True)
 
 
-def _row(ranked: Ranked) -> tuple[object, ...]:
+def _with_intervals(shown: Sequence[Ranked], rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield the rows with two columns more; marked where a system cannot be told apart from the first."""
+    for each, row in zip(shown, rows, strict=True):
+        alike = each is not shown[0] and not told_apart(shown[0].known, each.known)
+        interval = between(*each.known) + f" {ALIKE}" * alike
+        best = each.plan.best if each.plan else None
+        yield (*row[:2], interval, best.measured if best and interval else "", *row[2:])
+
+
+def _row(ranked: Ranked) -> Row:
     plan = ranked.plan
     assert plan is not None  # noqa: S101 - only those are shown
     assert plan.best is not None  # noqa: S101 - it meets the targets

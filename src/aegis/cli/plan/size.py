@@ -23,7 +23,7 @@ from aegis.cli.render import print_json, shortened, table
 from aegis.errors import AegisError, ConfigError
 from aegis.planner.everywhere import Place, Wish, check_load, platform_places, sizes, system_places
 from aegis.planner.problem import BACKENDS
-from aegis.planner.report.words import configuration
+from aegis.planner.report.words import between, configuration
 from aegis.planner.size import Need
 from aegis.planner.systems import system_names
 from aegis.spec.platforms import Site, load_platform, profile_files
@@ -191,6 +191,7 @@ def _row(offer: Offer) -> tuple[object, ...]:
     sizing = offer.sizing
     assert sizing is not None  # noqa: S101 - only those are shown
     best = sizing.candidate
+    sure = between(best.tokens_per_s_gpu, best.spread)
     too_many = offer.place.most_nodes is not None and sizing.nodes > offer.place.most_nodes
     return (
         offer.place.name,
@@ -202,13 +203,13 @@ def _row(offer: Offer) -> tuple[object, ...]:
         configuration(best),
         f"{best.ttft:.0f} ms",
         f"{best.tpot:.1f} ms",
-        f"{best.tokens_per_s_gpu:.0f}",
+        f"{best.tokens_per_s_gpu:.0f}{f', {sure}' if sure else ''}",
         "" if sizing.node_hours is None else f"{sizing.node_hours:,.1f}",
     )
 
 
 def _document(offer: Offer) -> dict[str, Any]:
-    import msgspec  # noqa: PLC0415 - only for JSON
+    from aegis.planner.report.document import builtins  # noqa: PLC0415 - only for JSON
 
-    document: dict[str, Any] = msgspec.to_builtins(offer)
+    document: dict[str, Any] = builtins(offer)
     return document

@@ -69,9 +69,9 @@ def command(**options: Any) -> None:
         plan = run(fill(wanted), compared=True, tell=progress.tell)
         reasons = why(plan)
     if options["as_json"]:
-        import msgspec  # noqa: PLC0415 - only for JSON
+        from aegis.planner.report.document import builtins  # noqa: PLC0415 - only for JSON
 
-        print_json(msgspec.to_builtins(reasons))
+        print_json(builtins(reasons))
     elif reasons:
         from aegis.planner.report.binding import report  # noqa: PLC0415 - JSON needs none of it
 

@@ -10,7 +10,7 @@ from aegis.spec.step_times import Grid, StepTimes
 
 if TYPE_CHECKING:
     from aegis.planner.estimate.worker import Worker
-    from aegis.planner.operations import Floats
+    from aegis.planner.operations import Floats, Ints
     from aegis.planner.problem import Load
 
 DIGITS = 5  # of a ms
@@ -21,7 +21,7 @@ SMALL = 16  # requests
 def step_times(
     worker: Worker, load: Load, *, requests: int, context_tokens: int, source: str = ""
 ) -> StepTimes:
-    """Return the step times of a worker that batches continuously.
+    """Return the step times of a worker that batches continuously, such that tokens come as often as is planned.
 
     Args:
         worker: whose steps they are.
@@ -44,8 +44,9 @@ def step_times(
         | set(range(load.isl, context_tokens + 1, load.isl))
         | {context_tokens}
     )
-    decode = worker.decode(np.array(batches)[:, None], np.array(lengths)[None, :])
-    mixed = worker.mixed(np.array(chunks)[:, None], np.array([0, *batches])[None, :], load)
+    running, chunk = np.array([0, *batches]), np.array(chunks)[:, None]
+    decode = worker.decode(running[1:, None], np.array(lengths)) * _left(worker, load, running[1:, None])
+    mixed = worker.mixed(chunk, running, load) * _left(worker, load, running + -(-chunk // load.isl))
     prefilled = [max(1, round(chunk * new / load.isl)) for chunk in chunks]
     kept = [index for index, tokens in enumerate(prefilled) if tokens not in prefilled[:index]]
     return StepTimes(
@@ -57,6 +58,14 @@ def step_times(
         decode=_grid(batches, lengths, decode),
         mixed=_grid([prefilled[index] for index in kept], [0, *batches], np.asarray(mixed)[kept]),
     )
+
+
+def _left(worker: Worker, load: Load, requests: Ints) -> Floats:
+    """Return what measured deployments leave over of the TPOT, in the shape of the requests of a group."""
+    if worker.residual is None:
+        return np.ones(requests.shape)
+    factor: Floats = worker.residual.aggregated(worker, load, requests)[1].factor
+    return factor
 
 
 def _batches(most: int) -> list[int]:

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 _DRAIN = 3
 # vLLM's host takes so many ms of each layer to start a prompt (planner-model, section 6).
 _VLLM_LAYER = 0.8
-# ms of a request before its prompt is scheduled: network, tokenizer, queue of the host. Fitted to 313 measured
-# deployments of the three engines: with it half of them are met to 39 %, without to 51 % (tests/planner).
-HOST = 30.0
 # Requests that each user of a measurement sends, all users starting at once: the first ones wait for each other.
 _REQUESTS = 10
 
@@ -72,7 +69,7 @@ def rates(worker: Worker, load: Load, batch: ArrayLike, context_tokens: ArrayLik
     times = _times(worker, load, turn, all_kinds=corrected)
     ttft = (_closed_loop if corrected else _factored)(worker, load, turn, times)
     if "host-time-in-ttft" in worker.estimator.corrections:
-        ttft = ttft + HOST
+        ttft = ttft + worker.host.first + worker.host.waits * times.decode
     whole = turn.mixed * times.mixed + turn.decoding * times.decode
     rate = _ratio(1000.0 * turn.batch, whole)
     if "whole-round-tpot" in worker.estimator.corrections:
@@ -83,7 +80,23 @@ def rates(worker: Worker, load: Load, batch: ArrayLike, context_tokens: ArrayLik
         if worker.backend == "vllm" and not worker.place.guide:
             # Little's law: so many requests that take so long cannot be served faster.
             rate = np.minimum(rate, _ratio(1000.0 * turn.batch, ttft + tpot * (load.osl - 1)))
+    if worker.residual is not None:
+        first, further = worker.residual.aggregated(worker, load, turn.batch)
+        ttft, tpot = ttft * first.factor, tpot * further.factor
+        rate = _ratio(1000.0 * turn.batch, ttft + tpot * (load.osl - 1))  # Little's law
     return Rates(ttft, tpot, rate * worker.split.pp * worker.split.dp)
+
+
+def undisturbed(worker: Worker, load: Load, batch: Ints) -> Floats:
+    """Return ms of a further token of `batch` requests, as in `Rates.tpot`, but that no prompts are read meanwhile.
+
+    Raises:
+        NoData: the tables cannot answer for this worker.
+    """
+    ms: Floats = worker.decode(batch, load.isl + load.osl // 2 + 1) / worker.progress
+    if worker.residual is not None:
+        ms = ms * worker.residual.aggregated(worker, load, batch)[1].factor
+    return ms
 
 
 def _of_whole_round(worker: Worker, load: Load, turn: Round, times: Times, whole: Floats) -> Floats:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from aegis.planner.estimate import queueing
+from aegis.planner.estimate.host import Host
 from aegis.planner.estimate.memory import Memory, Place, Usage, fits, kv_bytes, memory, shortage
 from aegis.planner.estimate.steps import Steps, distinct
 from aegis.planner.operations import Fallback, NoData
@@ -29,6 +30,27 @@ if TYPE_CHECKING:
 TRTLLM_MAX_TOKENS = 8192
 
 
+class Left(NamedTuple):
+    """What measured deployments say that predictions leave over; one element a point."""
+
+    factor: Floats  # on the prediction
+    spread: Floats  # standard deviation of its logarithm
+    measured: int  # deployments of this model, system and engine
+
+
+class Residual(Protocol):
+    """What is left over of a worker's predictions."""
+
+    def aggregated(self, worker: Worker, load: Load, batch: Ints) -> tuple[Left, Left]:
+        """Return what is left over of TTFT and TPOT at so many requests of an attention group."""
+
+    def decoding(self, worker: Worker, load: Load, batch: Ints) -> Left:
+        """Return what is left over of the TPOT of a decode worker with so many requests of an attention group."""
+
+    def prefilling(self, worker: Worker, load: Load, users: Floats) -> Left:
+        """Return what is left over of the TTFT behind a prefill worker, for users of the whole deployment."""
+
+
 class Worker:
     """One worker: numbers or arrays of them in, arrays of ms or GiB out."""
 
@@ -43,6 +65,8 @@ class Worker:
         version: str,
         estimator: Estimator,
         mtp: Mtp,
+        host: Host = Host(),  # noqa: B008 - frozen
+        residual: Residual | None = None,
     ) -> None:
         self.graph = graph
         self.split = split
@@ -52,8 +76,31 @@ class Worker:
         self.version = version
         self.estimator = estimator
         self.mtp = mtp
+        self.host = host
+        self.residual = residual
         self._steps = Steps(graph, estimator, mtp)
         self.place = Place(performance.system, backend, version, estimator.rules == "guide")
+
+    def changed(
+        self,
+        *,
+        performance: Performance | None = None,
+        host: Host | None = None,
+        residual: Residual | None = None,
+    ) -> Worker:
+        """Return the same worker with other figures; what is not given stays."""
+        return Worker(
+            graph=self.graph,
+            split=self.split,
+            quantization=self.quantization,
+            performance=performance or self.performance,
+            backend=self.backend,
+            version=self.version,
+            estimator=self.estimator,
+            mtp=self.mtp,
+            host=host or self.host,
+            residual=residual or self.residual,
+        )
 
     @property
     def label(self) -> str:
@@ -74,7 +121,7 @@ class Worker:
         Raises:
             NoData: the tables cannot answer for this split.
         """
-        return self._time(self._steps.prefill(batch, isl, prefix))
+        return self._time(self._steps.prefill(batch, isl, prefix)) + self.host.step
 
     def decode(self, batch: ArrayLike, length: ArrayLike) -> Floats:
         """Return ms of one step of `batch` sequences that are `length` tokens long: `progress` tokens for each.
@@ -82,7 +129,7 @@ class Worker:
         Raises:
             NoData: the tables cannot answer for this split.
         """
-        return self._time(self._steps.decode(batch, length))
+        return self._time(self._steps.decode(batch, length)) + self._hosting(batch)
 
     def mixed(self, context_tokens: ArrayLike, generation_requests: ArrayLike, load: Load) -> Floats:
         """Return ms of one step with a chunk of so many prompt tokens, and a token of each generating request.
@@ -90,7 +137,9 @@ class Worker:
         Raises:
             NoData: the tables cannot answer for this split.
         """
-        return self._time(self._steps.mixed(context_tokens, generation_requests, load))
+        return self._time(self._steps.mixed(context_tokens, generation_requests, load)) + self._hosting(
+            generation_requests
+        )
 
     def generation_total(self, batch: ArrayLike, isl: int, osl: int, stride: int = 32) -> Floats:
         """Return ms in which `batch` sequences get all their tokens after the first one, in the shape of `batch`.
@@ -129,6 +178,7 @@ class Worker:
             for operation in self._chosen(term.operations, term.at):
                 time = self._at((operation,), term.at) * term.factor
                 parts[operation.name] = parts.get(operation.name, 0.0) + float(time)
+        parts["host"] = float(self._hosting(0 if step == "prefill" else batch))
         return parts
 
     def memory(
@@ -179,6 +229,11 @@ class Worker:
         generating = np.where(batch > 1, batch - -(-chunk // load.isl), 0)
         tokens = generating + chunk
         return Usage(batch, length, tokens, tokens if self.place.guide else generating)
+
+    def _hosting(self, requests: ArrayLike) -> Floats:
+        """Return ms of the host in a step of so many running requests."""
+        hosting: Floats = self.host.step + self.host.request * np.asarray(requests, dtype=np.float64)
+        return hosting
 
     def _time(self, terms: Sequence[Term]) -> Floats:
         """Return the sum of the terms, each different point asked once."""

@@ -49,6 +49,7 @@ def build_graph(
     lanes: Lanes | None = None,
     corrections: frozenset[str] = frozenset(),
     wide: tuple[WideExperts, ...] = (),
+    reach: bool = False,
 ) -> Graph:
     """Return what one GPU of one worker computes and keeps.
 
@@ -61,8 +62,9 @@ def build_graph(
         rules: "guide" or "current" (planner.estimator).
         mtp: drafted tokens; None: none.
         lanes: kernel sources of attention; None: all together.
-        corrections: names of planner.estimator; "logits-in-prefill" is looked at here.
+        corrections: names of planner.estimator; "logits-in-prefill" and "reach-past-tables" are looked at here.
         wide: sizes of groups of GPUs whose experts are reached by a measured transport.
+        reach: experts may be on several nodes without one: the engine's collectives carry their tokens.
 
     Raises:
         SplitError: the model cannot be split in this way.
@@ -70,8 +72,9 @@ def build_graph(
     mtp = Mtp() if mtp is None else mtp
     check_split(model, split, quantization, backend=backend, rules=rules, mtp=mtp)
     transports = transports_of(split, wide, backend)
-    if transports is None and rules == "current":
-        check_within_node(split, system)
+    if transports is None and rules == "current" and not reach:
+        estimable = "reach-past-tables" in corrections
+        check_within_node(split, system, hint="--database-mode HYBRID estimates it" if estimable else None)
     groups = kv_groups(model, split, quantization, rules)
     build = OPERATIONS[model.family]
 

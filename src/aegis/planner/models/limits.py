@@ -64,16 +64,17 @@ def check_split(
         _check_experts(model, split, "" if rules == "guide" else quantization.moe)
 
 
-def check_within_node(split: Parallel, system: System) -> None:
+def check_within_node(split: Parallel, system: System, *, hint: str | None = None) -> None:
     """Check that experts are not spread over more than a node: only measured transports reach further.
 
     Raises:
-        SplitError: they are.
+        SplitError: they are; with the hint.
     """
     if split.moe_ep > system.gpus_per_node and not system.estimated:
         raise SplitError(
             f"experts on {split.moe_ep} GPUs are on several nodes of {system.gpus_per_node}: "
-            f"no transport of their tokens was measured on {system.name}"
+            f"no transport of their tokens was measured on {system.name}",
+            hint=hint,
         )
 
 

@@ -214,20 +214,21 @@ class _Silicon:
         if op.gpus <= 1:
             return np.zeros(elements.shape)
         curve, measured = self._lookups.all_reduce(op.gpus)
-        return curve(elements) * self._farther(measured, op.gpus)
+        return curve(elements) * farther(self._system, measured, op.gpus)
 
     def _collective(self, op: Collective, elements: NDArray[np.floating]) -> Floats:
         if op.gpus <= 1:
             return np.zeros(elements.shape)
         curve, measured = self._lookups.collective(op.kind, op.gpus)
-        return curve(elements) * self._farther(measured, op.gpus)
+        return curve(elements) * farther(self._system, measured, op.gpus)
 
-    def _farther(self, measured: int, gpus: int) -> float:
-        """What a collective of more GPUs than were measured takes, relative to these: its share and its links."""
-        if gpus == measured:
-            return 1.0
-        share = (gpus - 1) / gpus * measured / max(measured - 1, 1)
-        return share * self._system.bandwidth(measured) / self._system.bandwidth(gpus)
+
+def farther(system: System, measured: int, gpus: int) -> float:
+    """Return what a collective of more GPUs than were measured takes, relative to these: its share and its links."""
+    if gpus == measured:
+        return 1.0
+    share = (gpus - 1) / gpus * measured / max(measured - 1, 1)
+    return share * system.bandwidth(measured) / system.bandwidth(gpus)
 
 
 def _context(grid: Grid, op: ContextAttention | ContextMla | MlaModule, at: Query) -> Floats:

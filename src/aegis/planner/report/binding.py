@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aegis.planner.report.words import configuration, parallel
+from aegis.planner.report.words import between, configuration, parallel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +49,8 @@ def _experiment(reason: Why) -> Iterator[str]:
 
 
 def _configuration(candidate: Candidate) -> str:
+    sure = f", {between(candidate.tokens_per_s_gpu, candidate.spread)}" if candidate.spread else ""
     return (
         f"{configuration(candidate)} ({candidate.workers[-1].backend}), TTFT {candidate.ttft:.0f} ms, TPOT {candidate.tpot:.2f} ms, "
-        f"{candidate.tokens_per_s_gpu:.1f} tokens/s/gpu"
+        f"{candidate.tokens_per_s_gpu:.1f} tokens/s/gpu{sure}"
     )

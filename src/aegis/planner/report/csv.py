@@ -40,7 +40,10 @@ def _csv(experiment: Experiment, candidates: Sequence[Candidate], frontier: Sequ
         ]
     text = io.StringIO()
     if table:
-        writer = csv.DictWriter(text, fieldnames=list(table[0]), lineterminator="\n")
+        columns = list(
+            dict.fromkeys(column for row in table for column in row)
+        )  # intervals: not of every row
+        writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
     return text.getvalue()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from aegis.planner.report.document import rows, split_name
+from aegis.planner.report.words import INTERVAL, between
 
 if TYPE_CHECKING:
     from aegis.planner.answer import Candidate
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 X, Y = "tokens/s/user", "tokens/s/gpu"
 
 
-class Point(Struct, frozen=True):
+class Point(Struct, frozen=True, omit_defaults=True):
     """A configuration of a frontier, with what it is in words: (name, value) in the order of reading."""
 
     x: float
     y: float
     facts: tuple[tuple[str, str], ...]
+    low: float | None = None  # between these y lies with 80 % probability, if that is known
+    high: float | None = None
 
 
 class Curve(Struct, frozen=True, kw_only=True):
@@ -76,9 +79,24 @@ def picture_of(plan: Plan) -> Picture:
 
 def _points(experiment: Experiment, candidates: tuple[Candidate, ...]) -> tuple[Point, ...]:
     return tuple(
-        Point(row[X], row[Y], tuple(_facts(experiment, candidate, row)))
+        Point(
+            row[X],
+            row[Y],
+            tuple(_facts(experiment, candidate, row)),
+            row.get(f"{Y}_low"),
+            row.get(f"{Y}_high"),
+        )
         for candidate, row in zip(candidates, rows(experiment, candidates), strict=True)
     )
+
+
+def _certainty(candidate: Candidate) -> list[tuple[str, str]]:
+    if not candidate.spread:
+        return []
+    return [
+        (INTERVAL, between(candidate.tokens_per_s_gpu, candidate.spread)),
+        ("measured like it", str(candidate.measured)),
+    ]
 
 
 def _facts(experiment: Experiment, candidate: Candidate, row: dict[str, Any]) -> list[tuple[str, str]]:
@@ -86,6 +104,7 @@ def _facts(experiment: Experiment, candidate: Candidate, row: dict[str, Any]) ->
     replicas = candidate.replicas(experiment.total_gpus)
     facts = [
         ("tokens/s/GPU", f"{row[Y]:.2f}"),
+        *_certainty(candidate),
         ("of all GPUs", f"{candidate.cluster_throughput(experiment.total_gpus):.2f}"),
         ("tokens/s/user", f"{row[X]:.2f}"),
         ("TTFT", f"{candidate.ttft:.2f} ms"),

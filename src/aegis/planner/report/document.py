@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from msgspec import to_builtins
+
+from aegis.planner.answer import interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,15 +19,54 @@ if TYPE_CHECKING:
 Row: TypeAlias = dict[str, Any]
 
 _DIGITS = 3  # as candidates are ranked
+_SPREADS: Final = {"tokens_per_s_gpu": "spread", "ttft": "ttft_spread", "tpot": "tpot_spread"}
 
 
 def rows(experiment: Experiment, candidates: Iterable[Candidate]) -> list[Row]:
     """Return one row for each configuration, in their order. Times in ms, memory in GiB of one GPU.
 
-    `tokens/s/gpu` is of one replica, `tokens/s/gpu_cluster` of all GPUs, those that stay idle too.
+    `tokens/s/gpu` is of one replica, `tokens/s/gpu_cluster` of all GPUs, those that stay idle too. A configuration whose
+    intervals are known ends with their columns: `_low` and `_high` of a figure, and `measured`.
     """
     of_mode = _agg if experiment.mode == "agg" else _disagg
-    return [of_mode(experiment, each) for each in candidates]
+    return [{**of_mode(experiment, each), **_known(each)} for each in candidates]
+
+
+def builtins(value: Any) -> Any:
+    """Return structs as they are shown in JSON: intervals in place of spreads, and nothing of those that are not known."""
+    return _with_intervals(to_builtins(value))
+
+
+def _with_intervals(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_with_intervals(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    shown = {name: _with_intervals(each) for name, each in value.items()}
+    if not _SPREADS.keys() | set(_SPREADS.values()) <= shown.keys():
+        return shown
+    spreads = {name: shown.pop(spread) for name, spread in _SPREADS.items()}
+    measured = shown.pop("measured")
+    if not spreads["tokens_per_s_gpu"]:
+        return shown
+    bounds = [_bounds(name, shown[name], spread) for name, spread in spreads.items()]
+    return {**shown, **{key: each for bound in bounds for key, each in bound.items()}, "measured": measured}
+
+
+def _known(candidate: Candidate) -> Row:
+    if not candidate.spread:
+        return {}
+    return {
+        **_bounds("tokens/s/gpu", candidate.tokens_per_s_gpu, candidate.spread),
+        **_bounds("ttft", candidate.ttft, candidate.ttft_spread),
+        **_bounds("tpot", candidate.tpot, candidate.tpot_spread),
+        "measured": candidate.measured,
+    }
+
+
+def _bounds(name: str, value: float, spread: float) -> Row:
+    low, high = interval(value, spread)
+    return {f"{name}_low": round(low, _DIGITS), f"{name}_high": round(high, _DIGITS)}
 
 
 def split_name(parallel: Parallel) -> str:

@@ -83,6 +83,9 @@ def _curve(axes: Any, curve: Curve, index: int) -> None:
         markeredgecolor="white",
         markeredgewidth=0.6,
     )
+    known = [(point.x, point.low, point.high) for point in curve.points if point.low is not None]
+    if known:
+        axes.fill_between(*zip(*known, strict=True), color=colour, alpha=0.12, linewidth=0)
     if not curve.best:
         return
     best = curve.best[0]

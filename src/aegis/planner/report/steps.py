@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aegis.planner.report.words import INTERVAL, between, support
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from aegis.planner.single import Estimate, Kind, Step
+    from aegis.planner.operations import Kind
+    from aegis.planner.single import Estimate, Step
 
 BAR = 60  # characters
-_LETTERS: dict[Kind, str] = {"gemm": "G", "attention": "A", "experts": "E", "link": "L", "memory": "m"}
-_MEANING = {"G": "GEMM", "A": "attention", "E": "experts", "L": "links", "m": "norms, activations, embedding"}
+_HIDDEN = 1.005  # times what an operation takes: what is shown as more than 100%
+_LETTERS: dict[Kind, str] = {
+    "gemm": "G",
+    "attention": "A",
+    "experts": "E",
+    "link": "L",
+    "memory": "m",
+    "host": "h",
+}
+_MEANING = {
+    "G": "GEMM",
+    "A": "attention",
+    "E": "experts",
+    "L": "links",
+    "m": "norms, activations, embedding",
+    "h": "host: scheduling, sampling, launching",
+}
 
 
 def report(estimate: Estimate) -> str:
@@ -30,7 +48,7 @@ def report(estimate: Estimate) -> str:
 def summary(estimates: Sequence[Estimate]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the head and a line for each of several batch sizes."""
     head = ("BATCH", "CONCURRENCY", "TTFT", "TPOT", "REQUESTS/S", "TOKENS/S/GPU", "TOKENS/S/USER", "MEMORY")
-    return head, [
+    rows: list[tuple[str, ...]] = [
         (
             str(each.batch),
             str(each.concurrency),
@@ -40,9 +58,14 @@ def summary(estimates: Sequence[Estimate]) -> tuple[tuple[str, ...], list[tuple[
             f"{each.tokens_per_s_gpu:.2f}",
             f"{each.tokens_per_s_user:.2f}",
             f"{sum(each.memory.values()):.1f} GiB{'' if each.fits else ', does not fit'}",
+            between(each.tokens_per_s_gpu, each.spread),
+            str(each.measured) if each.spread else "",
         )
         for each in estimates
     ]
+    if not any(each.spread for each in estimates):
+        return head, [row[: len(head)] for row in rows]
+    return (*head, INTERVAL, "MEASURED"), rows
 
 
 def _delivered(estimate: Estimate) -> Iterator[str]:
@@ -64,8 +87,15 @@ def _delivered(estimate: Estimate) -> Iterator[str]:
         ("tokens/s/gpu", f"{estimate.tokens_per_s_gpu:.2f}"),
         ("tokens/s/user", f"{estimate.tokens_per_s_user:.2f}"),
     )
+    intervals = {
+        "TTFT": between(estimate.ttft, estimate.ttft_spread),
+        "TPOT": between(estimate.tpot, estimate.tpot_spread),
+        "tokens/s/gpu": between(estimate.tokens_per_s_gpu, estimate.spread),
+    }
     for name, value in rows:
-        yield f"  {name:<18}{value:>14}"
+        yield f"  {name:<18}{value:>14}   {intervals.get(name, '')}".rstrip()
+    if estimate.spread:
+        yield f"  {INTERVAL} of the time between these, {support(estimate.measured, estimate.spread)}"
 
 
 def _held(estimate: Estimate) -> Iterator[str]:
@@ -92,7 +122,10 @@ def _step(step: Step) -> Iterator[str]:
 def _legend(estimate: Estimate) -> Sequence[str]:
     used = {_LETTERS[part.kind] for step in estimate.steps for part in step.parts}
     said = ", ".join(f"{letter} {_MEANING[letter]}" for letter in _MEANING if letter in used)
-    return ("", f"bars: {said}", "of limit: what the hardware's compute, memory or link alone would take")
+    limit = "of limit: what the hardware's compute, memory or link alone would take"
+    if any(part.ideal > part.ms * _HIDDEN for step in estimate.steps for part in step.parts):
+        limit += "; above 100% where it is hidden behind other operations"
+    return ("", f"bars: {said}", limit)
 
 
 def bar(step: Step, width: int = BAR) -> str:

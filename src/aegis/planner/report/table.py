@@ -6,13 +6,17 @@ import re
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from aegis.planner.report.words import ALIKE, INTERVAL, between
+from aegis.planner.search.pick import known, told_apart
 
-    from aegis.planner.answer import Candidate, Workers
+if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
+    from aegis.planner.answer import Candidate, ModeAnswer, Workers
     from aegis.planner.plan import Plan
     from aegis.planner.task import Experiment
 
+NOTE = f"{ALIKE} cannot be told apart from the first: the better known of equals stands first"
 _ANSI = re.compile(r"\033\[\d+m")
 
 
@@ -34,9 +38,15 @@ def table(
     experiment: Experiment,
     ranked: Sequence[Candidate],
     style: Style = Style(),  # noqa: B008 - a constant
+    alike: Container[int] = (),
 ) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the rows of an experiment's ranked configurations, with the guide's columns."""
-    shown = _Shown(experiment, style)
+    """Return the head and the rows of an experiment's ranked configurations, with the guide's columns.
+
+    Where intervals are known there are two columns more: the interval, marked at the ranks `alike`, and how many
+    measured deployments stand behind it.
+    """
+    sure = any(each.spread for each in ranked)
+    shown = _Shown(experiment, style, alike if sure else None)
     pick = shown.agg if experiment.mode == "agg" else shown.disagg
     lines = [pick(rank, each) for rank, each in enumerate(ranked, start=1)]
     return (list(lines[0]) if lines else []), [list(line.values()) for line in lines]
@@ -56,23 +66,37 @@ def html(plan: Plan) -> str:
     """Return the ranked configurations of every experiment as HTML tables."""
     parts = []
     for experiment, answer in zip(plan.experiments, plan.answers, strict=True):
-        head, rows = table(experiment, answer.best)
+        alike = equals(experiment, answer)
+        head, rows = table(experiment, answer.best, alike=alike)
         names = "".join(f"<th>{escape(name)}</th>" for name in head)
         body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-        said = f"<p>{escape(answer.why_none)}</p>" if answer.why_none else ""
+        lines = [answer.why_none, NOTE if alike else None]
+        said = "".join(f"<p>{escape(line)}</p>" for line in lines if line)
         parts.append(f"<h4>{escape(answer.name)}</h4>{said}<table><tr>{names}</tr>{body}</table>")
     return "".join(parts)
+
+
+def equals(experiment: Experiment, answer: ModeAnswer) -> frozenset[int]:
+    """Return the ranks (from 2) of configurations whose throughput cannot be told apart from that of the first.
+
+    None where the targets are missed: what comes nearest to them is not ranked by throughput.
+    """
+    figures = [known(each, experiment.total_gpus) for each in answer.best if answer.meets_targets]
+    return frozenset(
+        rank for rank, each in enumerate(figures[1:], start=2) if not told_apart(figures[0], each)
+    )
 
 
 class _Shown:
     """The cells of one experiment's configurations."""
 
-    def __init__(self, experiment: Experiment, style: Style) -> None:
+    def __init__(self, experiment: Experiment, style: Style, alike: Container[int] | None) -> None:
         self.total = experiment.total_gpus
         self.experts = experiment.model.has_experts
         self.several = len(experiment.searches) > 1
         self.slowest = experiment.targets.request_latency is not None
         self.style = style
+        self.alike = alike  # None: no interval is known
 
     def agg(self, rank: int, candidate: Candidate) -> dict[str, str]:
         """Return the cells of an aggregated configuration by column."""
@@ -93,6 +117,7 @@ class _Shown:
             cells["backend"] = candidate.workers[0].backend
         cells |= {
             self.style.bold("tokens/s/gpu"): self.style.bold(f"{throughput:.2f}"),
+            **self._certainty(rank, candidate, throughput),
             "tokens/s/user": f"{candidate.tokens_per_s_user:.2f}",
             "TTFT": f"{candidate.ttft:.2f}",
         }
@@ -104,6 +129,14 @@ class _Shown:
             "total_gpus(used)": f"{self.total} ({replicas * gpus}={replicas}x{gpus})",
             "replicas": str(replicas),
             "gpus/replica": str(gpus) if candidate.mode == "agg" else f"{gpus} (={parts})",
+        }
+
+    def _certainty(self, rank: int, candidate: Candidate, throughput: float) -> dict[str, str]:
+        if self.alike is None:
+            return {}
+        return {
+            INTERVAL: between(throughput, candidate.spread) + f" {ALIKE}" * (rank in self.alike),
+            "measured": str(candidate.measured) if candidate.spread else "",
         }
 
     def _workers(self, prefix: str, workers: Workers) -> dict[str, str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aegis.planner.report.plot import Axis, Series, plot, round_up
-from aegis.planner.report.table import Style, boxed, table
-from aegis.planner.report.words import printable
+from aegis.planner.report.table import NOTE, Style, boxed, equals, table
+from aegis.planner.report.words import figure, printable, support
+from aegis.planner.search.pick import told_apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +70,7 @@ def _question(plan: Plan, style: Style) -> Iterator[str]:
 def _choice(plan: Plan) -> str:
     if plan.chosen is None:
         return "none"
-    said = f"{plan.answers[plan.chosen].name} at {plan.throughput(plan.chosen):.2f} tokens/s/gpu"
+    said = f"{plan.answers[plan.chosen].name} at {figure(*_throughput(plan, plan.chosen))}"
     if not plan.answers[plan.chosen].meets_targets:
         return f"{said}, which misses the targets"
     if not plan.compared:
@@ -77,17 +78,30 @@ def _choice(plan: Plan) -> str:
     if plan.ratio is None:
         other = next((each for each in plan.answers if not each.best), None)
         return f"{said} ({other.name}: nothing found)" if other else said
+    equal = [
+        answer.name
+        for index, answer in enumerate(plan.answers)
+        if index != plan.chosen and not told_apart(plan.known(plan.chosen), plan.known(index))
+    ]
+    if equal:
+        return f"{said} (cannot be told apart from {equal[0]})"
     return f"{said} ({max(plan.ratio, 1 / plan.ratio):.2f}x better)"
+
+
+def _throughput(plan: Plan, index: int) -> tuple[float, str, float]:
+    value, spread = plan.known(index)
+    return value, " tokens/s/gpu", spread
 
 
 def _best(plan: Plan) -> Iterator[str]:
     best = plan.best
     if best is not None and plan.chosen is not None:
         yield "  Overall Best Configuration:"
-        yield f"    - Best Throughput: {plan.throughput(plan.chosen):.2f} tokens/s/gpu"
-        yield f"    - User Throughput: {best.tokens_per_s_user:.2f} tokens/s/user"
-        yield f"    - TTFT: {best.ttft:.2f}ms"
-        yield f"    - TPOT: {best.tpot:.2f}ms"
+        behind = f" (80 %), {support(best.measured, best.spread)}" if best.spread else ""
+        yield f"    - Best Throughput: {figure(*_throughput(plan, plan.chosen))}{behind}"
+        yield f"    - User Throughput: {figure(best.tokens_per_s_user, ' tokens/s/user', best.tpot_spread)}"
+        yield f"    - TTFT: {figure(best.ttft, 'ms', best.ttft_spread)}"
+        yield f"    - TPOT: {figure(best.tpot, 'ms', best.tpot_spread)}"
         if plan.experiments[plan.chosen].targets.request_latency is not None:
             yield f"    - Request Latency: {best.request_latency:.2f}ms"
 
@@ -139,9 +153,10 @@ def _tables(plan: Plan, width: int | None, style: Style) -> Iterator[str]:
 def _table(experiment: Experiment, answer: ModeAnswer, width: int | None, style: Style) -> str:
     if not answer.best:
         return f"No configurations for {answer.name}: {answer.why_none}"
-    order = "Sorted by tokens/s/gpu"
+    alike = equals(experiment, answer)
+    order = f"Sorted by tokens/s/gpu{f'; {NOTE}' if alike else ''}"
     if not answer.meets_targets:
         target = "TPOT" if experiment.targets.request_latency is None else "request latency"
         order = f"none meets the targets; sorted by {target}"
-    head, rows = table(experiment, answer.best, style)
+    head, rows = table(experiment, answer.best, style, alike)
     return f"{answer.name} Top Configurations: ({order})\n{boxed(head, rows, width)}"

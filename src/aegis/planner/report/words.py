@@ -1,14 +1,19 @@
-"""Short words for splits and configurations."""
+"""Short words for splits, configurations and figures that are known within an interval."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from aegis.planner.answer import interval
 
 if TYPE_CHECKING:
     from aegis.planner.answer import Candidate
     from aegis.planner.problem import Parallel
 
 _NAMES = ("tp", "pp", "dp", "moe_tp", "moe_ep", "cp")
+_DIGITS: Final = 3  # that mean something in a figure with an interval
+INTERVAL: Final = "80 %"  # head of the column of intervals
+ALIKE: Final = "="  # mark of what cannot be told apart from the first
 
 
 def printable(text: str) -> str:
@@ -28,3 +33,27 @@ def configuration(candidate: Candidate) -> str:
         f"{f'{each.count} x ' if candidate.mode == 'disagg' else ''}{parallel(each.parallel)} bs {each.batch}"
         for each in candidate.workers
     )
+
+
+def between(value: float, spread: float) -> str:
+    """Return an 80 % interval in a few digits: `790-1010`; nothing where it is not known."""
+    return "-".join(map(_short, interval(value, spread))) if spread else ""
+
+
+def figure(value: float, unit: str, spread: float) -> str:
+    """Return a figure with its interval: `914 ms, 790-1010`; with two decimals, `913.82 ms`, where none is known."""
+    return f"{_short(value)}{unit}, {between(value, spread)}" if spread else f"{value:.2f}{unit}"
+
+
+def support(measured: int, spread: float) -> str:
+    """Return how many measured deployments stand behind a figure; nothing where its interval is not known."""
+    if not spread:
+        return ""
+    if not measured:
+        return f"no measured deployment like it: ±{interval(1, spread)[1] - 1:.0%}".replace("%", " %")
+    return f"from {measured} measured deployment{'s' * (measured > 1)} like it"
+
+
+def _short(value: float) -> str:
+    rounded = float(f"{value:.{_DIGITS}g}")
+    return f"{rounded:.0f}" if rounded >= 10 ** (_DIGITS - 1) else f"{rounded:#.{_DIGITS}g}"

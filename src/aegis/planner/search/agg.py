@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from aegis.planner.answer import Candidate, Workers
+from aegis.planner.answer import Candidate, Workers, spread_of_sum
 from aegis.planner.estimate.aggregated import rates
 from aegis.planner.operations import NoData
 from aegis.planner.search.context_tokens import context_tokens
@@ -119,6 +119,7 @@ def _candidates(
     split, osl = worker.split, load.osl
     counted = osl if "count-output-alike" in worker.estimator.corrections else osl - 1
     ttft, tpot, requests = (column[chosen] for column in delivered)
+    sure = sureness(worker, load, points.batch[chosen], ttft, tpot)
     columns = (
         points.batch[chosen],
         points.chunk[chosen],
@@ -158,8 +159,37 @@ def _candidates(
             context_tokens=chunk,
             estimated=worker.performance.system.estimated,
             notes=worker.performance.notes,
+            **known,
         )
-        for batch, chunk, memory, first, further, latency, rate, tokens, tokens_gpu, tokens_user in zip(
-            *(np.round(column, DIGITS).tolist() for column in columns), strict=True
+        for (
+            batch,
+            chunk,
+            memory,
+            first,
+            further,
+            latency,
+            rate,
+            tokens,
+            tokens_gpu,
+            tokens_user,
+        ), known in zip(
+            zip(*(np.round(column, DIGITS).tolist() for column in columns), strict=True), sure, strict=True
         )
+    ]
+
+
+def sureness(worker: Worker, load: Load, batch: Ints, ttft: Floats, tpot: Floats) -> list[dict[str, Any]]:
+    """Return for each point how sure its figures are, as fields of a candidate; nothing where that is not known."""
+    if worker.residual is None:
+        return [{} for _ in batch]
+    first, further = worker.residual.aggregated(worker, load, batch)
+    columns = ttft, tpot * (load.osl - 1), first.spread, further.spread
+    return [
+        {
+            "ttft_spread": round(one, DIGITS),
+            "tpot_spread": round(other, DIGITS),
+            "spread": round(spread_of_sum(reading, rest, one, other), DIGITS),
+            "measured": further.measured,
+        }
+        for reading, rest, one, other in zip(*(column.tolist() for column in columns), strict=True)
     ]

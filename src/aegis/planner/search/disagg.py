@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from aegis.planner.answer import Candidate, Workers
+from aegis.planner.answer import Candidate, Workers, spread_of_sum
 from aegis.planner.arrays import distinct
 from aegis.planner.estimate import queueing
-from aegis.planner.estimate.aggregated import HOST
 from aegis.planner.operations import NoData
 from aegis.planner.search.matching import Pool, bounds, match
 from aegis.planner.search.targets import pairs
@@ -46,7 +45,13 @@ class Rule(NamedTuple):
 RULES = {
     "guide": Rule(1.0, 1.0, 1.0, 0.9, 0.92, 0.7, 32, 64),
     "current": Rule(1.1, 1.08, 1.8, 0.9, 0.92, 0.0, 32, 16),
+    "measured": Rule(1.0, 1.0, 1.8, 0.9, 0.92, 0.0, 32, 16),
 }
+
+
+def rule_of(estimator: Estimator) -> Rule:
+    """Return the rule of an estimator; where steps take as long as measured, no factor stands for the difference."""
+    return RULES["measured" if "steps-as-measured" in estimator.corrections else estimator.rules]
 
 
 class Points(NamedTuple):
@@ -97,7 +102,7 @@ def sweep_disagg(
 
     `same_tp`: the engine hands its KV cache on only between workers of the same tensor split, or with wide experts.
     """
-    search = Search(prefill, decode, load, targets, tuning, estimator, RULES[estimator.rules])
+    search = Search(prefill, decode, load, targets, tuning, estimator, rule_of(estimator))
     before, after = _prefill_points(search), _decode_points(search)
     if not len(before.batch) or not len(after.batch):
         return []
@@ -161,12 +166,24 @@ def _decode_points(search: Search) -> Points:
             fits = np.logical_and.accumulate(fits)  # a larger batch is not tried after one that did not fit
             able = batch[fits]
             factor = search.tuning.decode_latency or search.rule.decode_latency
-            whole = worker.generation_total(able, load.isl, load.osl) * factor
+            whole = answered(worker, load, able) * factor
         except NoData:
             continue
         latency = whole / max(load.osl - 1, 1)
         rows.append(_worker_points(index, worker, able, latency=latency, whole=whole, memory=memory[fits]))
     return _points(rows)
+
+
+def answered(worker: Worker, load: Load, batch: Ints) -> Floats:
+    """Return ms in which a decode worker gives so many requests all their tokens after the first one.
+
+    Raises:
+        NoData: the tables cannot answer for this split.
+    """
+    whole = worker.generation_total(batch, load.isl, load.osl)
+    if worker.residual is not None:
+        whole = whole * worker.residual.decoding(worker, load, batch).factor
+    return whole
 
 
 def _points(rows: list[Points]) -> Points:
@@ -208,7 +225,12 @@ def _ttft(search: Search, before: Points, after: Points, matching: Matching) -> 
     if "kv-transfer" in search.estimator.corrections:
         ttft = ttft + _transfer(search, before, after)
     if "host-time-in-ttft" in search.estimator.corrections:
-        ttft = ttft + HOST
+        ttft = ttft + search.prefill[0].host.first
+    users = matching.rate * (ttft + after.latency * (search.load.osl - 1)) / 1000
+    for index, worker in enumerate(search.prefill):
+        if worker.residual is not None:
+            rows = before.worker == index
+            ttft[rows] *= worker.residual.prefilling(worker, search.load, users[rows]).factor
     return ttft
 
 
@@ -302,7 +324,27 @@ def _candidate(search: Search, field: Field, row: int, column: int) -> Candidate
         tokens_per_s_gpu=_shown(rate * osl / gpus),
         tokens_per_s_user=float(after.user[column]),
         estimated=prefill.performance.system.estimated or decode.performance.system.estimated,
+        **_sureness(search, prefill, decode, batch=int(after.batch[column]), rate=rate, times=(ttft, tpot)),
     )
+
+
+def _sureness(
+    search: Search, prefill: Worker, decode: Worker, *, batch: int, rate: float, times: tuple[float, float]
+) -> dict[str, Any]:
+    """Return how sure the figures of a replica are, as fields of a candidate; nothing where that is not known."""
+    if prefill.residual is None or decode.residual is None:
+        return {}
+    load, (ttft, tpot) = search.load, times
+    rest = tpot * (load.osl - 1)
+    users = np.array([rate * (ttft + rest) / 1000])
+    first = float(prefill.residual.prefilling(prefill, load, users).spread[0])
+    further = decode.residual.decoding(decode, load, np.array([batch]))
+    return {
+        "ttft_spread": round(first, 3),
+        "tpot_spread": round(float(further.spread[0]), 3),
+        "spread": round(spread_of_sum(ttft, rest, first, float(further.spread[0])), 3),
+        "measured": further.measured,
+    }
 
 
 def _concurrency(search: Search, rate: float, latency: float, *, slots: int) -> int:

@@ -1,0 +1,194 @@
+"""The fit of the mechanism: factors of operations and the host's time, from the fit half of the measured deployments.
+
+For each row the planner is asked, without corrections, how long its steps take by kind of operation: of a prompt, of a decode step and of
+a step that does both. TTFT and TPOT follow from these as in `estimate.aggregated`; factors and the host's ms are those that bring
+them nearest to what was measured (least squares of the logarithm, linear beyond outliers), each pulled to none by a normal prior.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from aegis.errors import AegisError
+from aegis.planner.estimate.host import Host
+from aegis.planner.problem import BACKENDS, Load
+from aegis.planner.silicon.deployments import flaw, in_fit_half, shipped
+from aegis.planner.silicon.mechanism import CLASSES, KINDS, Mechanism, class_of
+from aegis.planner.silicon.predict import batch_of
+from aegis.planner.single import kinds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from aegis.planner.estimate.worker import Worker
+    from aegis.planner.operations import Floats
+    from aegis.planner.silicon.deployments import Deployment
+    from aegis.planner.silicon.kriging import Matrix
+    from aegis.planner.silicon.predict import Workers
+
+_SIZE: Final = len(KINDS)
+_STEP, _REQUEST, _FIRST, _WAITS = range(
+    2 * _SIZE, 2 * _SIZE + 4
+)  # after the factors of decode and of prefill
+_OF_ENGINE, _OF_CLASS = (
+    2 * _SIZE + 4,
+    2 * _SIZE + 2,
+)  # parameters: what a class of systems changes has no first and waits
+_UNIT: Final = np.array([1.0, 0.005, 30.0, 1.0])  # ms, ms, ms, steps where a parameter is 0
+# Standard deviations of the priors, of ln: of an engine, and of a class of systems from its engine.
+_PRIOR_ENGINE: Final = np.array([0.3] * (2 * _SIZE) + [1.5, 1.5, 0.7, 1.5])
+_PRIOR_CLASS: Final = np.array([0.15] * (2 * _SIZE) + [0.5, 0.5])
+_START: Final = np.array([0.0] * (2 * _SIZE) + [-1.0, -1.0, 0.0, -1.0])
+_TPOT_ERROR, _TTFT_ERROR = 0.12, 0.3  # of ln; beyond it residuals count linearly
+_REQUESTS: Final = 10  # of each user, all users starting at once
+_KNOWN_CLASSES: Final = CLASSES[:2]  # of the others nothing was measured: they follow their engine
+
+
+class Steps(NamedTuple):
+    """Step times of rows by kind of operation, ms; one row each."""
+
+    decode: Matrix  # (rows, kinds): a step without prompts
+    prefill: Matrix  # a prompt alone
+    chunk: Matrix  # what a prompt adds to a step, of operations over its tokens
+    beside: Matrix  # decoding beside it
+    batch: Floats
+    osl: Floats
+    ttft: Floats  # measured
+    tpot: Floats
+    engine: np.ndarray  # index
+    kind: np.ndarray  # index of the class of systems
+
+
+def rows(deployments: Iterable[Deployment] | None = None) -> list[Deployment]:
+    """Return what may be fitted to: rows of the fit half that can be right, each measurement once.
+
+    Of copies the one that tells most of its workers is kept.
+    """
+    best: dict[tuple[float, float], Deployment] = {}
+    for row in shipped() if deployments is None else deployments:
+        if not in_fit_half(row.id) or flaw(row):
+            continue
+        known = best.get(row.measurement)
+        if known is None or (not known.decode_workers and row.decode_workers):
+            best[row.measurement] = row
+    return list(best.values())
+
+
+def steps(deployments: Sequence[Deployment], workers: Workers) -> Steps:
+    """Return the step times of aggregated rows that can be answered, without corrections."""
+    found = []
+    for row in deployments:
+        if row.prefill is not None:
+            continue
+        try:
+            worker = workers.of(row, row.split)
+            found.append((row, worker, _steps(row, worker)))
+        except AegisError:
+            continue
+    decode, prefill, chunk, beside = (np.array([each[index] for _, _, each in found]) for index in range(4))
+    return Steps(
+        decode,
+        prefill,
+        chunk,
+        beside,
+        np.array([batch_of(row) for row, _, _ in found], dtype=np.float64),
+        np.array([row.osl for row, _, _ in found], dtype=np.float64),
+        np.array([row.ttft for row, _, _ in found]),
+        np.array([row.tpot for row, _, _ in found]),
+        np.array([BACKENDS.index(row.backend) for row, _, _ in found]),
+        np.array([CLASSES.index(class_of(worker.performance.system)) for _, worker, _ in found]),
+    )
+
+
+def _steps(row: Deployment, worker: Worker) -> tuple[Floats, ...]:
+    """Return (kinds,) of each column of `Steps`."""
+    load, batch = Load(isl=row.isl, osl=row.osl), batch_of(row)
+    known = dict(kinds((*worker.graph.context, *worker.graph.generation)))
+
+    def by_kind(parts: dict[str, float], *, generation: bool) -> Floats:
+        sums = np.zeros(_SIZE)
+        for name, ms in parts.items():
+            if name in known and name.startswith("generation") == generation:
+                sums[KINDS.index(known[name])] += ms
+        return sums
+
+    decode = by_kind(worker.breakdown("decode", load, batch=batch), generation=True)
+    prefill = by_kind(worker.breakdown("prefill", load, batch=1), generation=False)
+    if batch == 1:
+        return decode, prefill, prefill, np.zeros(_SIZE)
+    mixed = worker.breakdown("mixed", load, batch=batch - 1, context_tokens=row.isl)
+    return decode, prefill, by_kind(mixed, generation=False), by_kind(mixed, generation=True)
+
+
+def fit_mechanism(measured: Steps) -> dict[str, dict[str, Mechanism]]:
+    """Return the mechanisms by engine and class of systems."""
+    from scipy.optimize import least_squares  # noqa: PLC0415 - of the development environment
+
+    start = np.concatenate(
+        [np.tile(_START, len(BACKENDS)), np.zeros(len(BACKENDS) * len(_KNOWN_CLASSES) * _OF_CLASS)]
+    )
+    prior = np.concatenate(
+        [
+            np.tile(_PRIOR_ENGINE, len(BACKENDS)),
+            np.tile(_PRIOR_CLASS, len(BACKENDS) * len(_KNOWN_CLASSES)),
+        ]
+    )
+
+    def residuals(parameters: Floats) -> Floats:
+        ttft, tpot = predicted(parameters, measured)
+        errors = np.concatenate(
+            [np.log(tpot / measured.tpot) / _TPOT_ERROR, np.log(ttft / measured.ttft) / _TTFT_ERROR]
+        )
+        robust = np.sign(errors) * np.sqrt(2 * (np.sqrt(1 + errors**2) - 1))
+        return np.concatenate([robust, (parameters - start) / prior])
+
+    found: Floats = least_squares(residuals, start, max_nfev=60).x
+    return {
+        backend: {kind: _mechanism(found, engine, number) for number, kind in enumerate(CLASSES)}
+        for engine, backend in enumerate(BACKENDS)
+    }
+
+
+def predicted(parameters: Floats, of: Steps) -> tuple[Floats, Floats]:
+    """Return TTFT and TPOT (ms) of rows: `estimate.aggregated` with a prompt in each mixed step."""
+    values = _values(parameters)[of.engine, of.kind]
+    decoding, reading = values[:, :_SIZE], values[:, _SIZE : 2 * _SIZE]
+    host = values[:, _STEP] + values[:, _REQUEST] * of.batch
+    decode = (decoding * of.decode).sum(axis=1) + host
+    prefill = (reading * of.prefill).sum(axis=1) + values[:, _STEP]
+    mixed = (reading * of.chunk).sum(axis=1) + (decoding * of.beside).sum(axis=1) + host
+    alone = of.batch == 1
+    mixed = np.where(alone, prefill, mixed)
+    mixing = np.minimum(of.batch, of.osl)
+    whole = mixing * mixed + (of.osl - mixing) * decode
+    tpot = np.where(of.batch >= of.osl, mixed, (whole - mixed) / np.maximum(of.osl - 1, 1))
+    busy = mixing / of.osl
+    running = busy * mixed + (1 - busy) * decode
+    before = mixed * busy / (2 * (1 - busy) + 4 / np.sqrt(of.batch))
+    steady = mixed + np.where(alone, 0.0, running + np.maximum(before, (of.batch - of.osl) * mixed))
+    start = (of.batch + 1) / 2 * prefill
+    ttft = steady + (start - steady) / _REQUESTS + values[:, _FIRST] + values[:, _WAITS] * decode
+    return ttft, np.where(alone, decode, tpot)
+
+
+def _values(parameters: Floats) -> np.ndarray:
+    """Return what parameters stand for, (engines, classes, parameters of an engine)."""
+    engines, known = len(BACKENDS), len(_KNOWN_CLASSES)
+    of_engine = parameters[: engines * _OF_ENGINE].reshape(engines, 1, _OF_ENGINE)
+    of_class = parameters[engines * _OF_ENGINE :].reshape(engines, known, _OF_CLASS)
+    values = np.repeat(of_engine, len(CLASSES), axis=1)
+    values[:, :known, :_OF_CLASS] += of_class
+    units = np.concatenate([np.ones(2 * _SIZE), _UNIT])
+    scaled: np.ndarray = np.exp(values) * units
+    return scaled
+
+
+def _mechanism(parameters: Floats, engine: int, kind: int) -> Mechanism:
+    values = [round(float(each), 4) for each in _values(parameters)[engine, kind]]
+    return Mechanism(
+        decode=dict(zip(KINDS, values[:_SIZE], strict=True)),
+        prefill=dict(zip(KINDS, values[_SIZE : 2 * _SIZE], strict=True)),
+        host=Host(first=values[_FIRST], waits=values[_WAITS], step=values[_STEP], request=values[_REQUEST]),
+    )

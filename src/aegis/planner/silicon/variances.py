@@ -1,0 +1,133 @@
+"""The fit of what remains: how alike the errors of like deployments are, by the likelihood of what was left over."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+from msgspec.structs import replace
+
+from aegis.planner.silicon.kriging import LEVELS, Kernel, Places, covariance
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aegis.planner.operations import Floats
+    from aegis.planner.silicon.kriging import Matrix, Residual
+
+LENGTHS: Final = (1.5, 1.0, 1.0, 1.0, 1.0)  # of users, isl, osl, GPUs, attention groups: e-foldings
+_FREEDOM: Final = 4.0  # of Student's t distribution, by which outliers lose weight
+_ROUNDS: Final = 3  # of weighing and fitting
+_STEPS: Final = 25
+_SAMPLE: Final = (
+    1100  # rows, of whole deployments, that variances are fitted to: more change little and take long
+)
+_START, _LEAST, _MOST = np.log(0.01), -12.0, 2.0  # ln of a variance
+_HELD: Final = 1.2816  # standard deviations to either side that hold 80 % of a normal distribution
+_SHARE: Final = 0.8
+
+
+class _Terms(NamedTuple):
+    parts: list[Matrix]  # whose weighted sum is the covariance
+    values: Floats
+
+
+def fit_kernel(residuals: Sequence[Residual]) -> tuple[Kernel, list[Residual]]:
+    """Return the variances, and the residuals with their weights."""
+    from scipy.optimize import minimize  # noqa: PLC0415 - of the development environment
+
+    values = np.array([each.left for each in residuals])
+    chosen = _sample(residuals)
+    terms = _terms([residuals[each] for each in chosen])
+    logarithms = np.full(len(terms.parts) + 1, _START)
+    weights = np.ones(len(residuals))
+    for _ in range(_ROUNDS):
+        logarithms = minimize(
+            _unlikely,
+            logarithms,
+            args=(terms, weights[chosen]),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(_LEAST, _MOST)] * len(logarithms),
+            options={"maxiter": _STEPS},
+        ).x
+        kernel = _kernel(logarithms)
+        error, spread = left_out(kernel, residuals, weights, values)
+        weights = np.minimum((_FREEDOM + 1) / (_FREEDOM + (error / spread) ** 2), 1.0)
+    error, spread = left_out(kernel, residuals, weights, values)
+    # What is new is as sure as any measurement, not as one that lost weight.
+    spread = np.sqrt(np.maximum(spread**2 - kernel.noise / weights, 0.0) + kernel.noise)
+    modes = np.array([each.place.mode for each in residuals])
+    widened = {
+        mode: round(float(np.quantile((np.abs(error) / spread)[modes == mode], _SHARE)) / _HELD, 3)
+        for mode in sorted(set(modes.tolist()))
+    }
+    weighed = [
+        replace(each, weight=round(float(weight), 3)) for each, weight in zip(residuals, weights, strict=True)
+    ]
+    return replace(kernel, widened=widened), weighed
+
+
+def left_out(
+    kernel: Kernel, residuals: Sequence[Residual], weights: Floats, values: Floats
+) -> tuple[Floats, Floats]:
+    """Return the error of each value as the others predict it, and the standard deviation of that."""
+    places, at = [each.place for each in residuals], np.array([each.at for each in residuals])
+    own = covariance(kernel, Places(places).among(), at, at)
+    own[np.diag_indices(len(own))] += kernel.noise / weights
+    inverse = np.linalg.inv(own)
+    variance = 1 / np.diag(inverse)
+    return (inverse @ values) * variance, np.sqrt(variance)
+
+
+def _kernel(logarithms: Floats) -> Kernel:
+    variances = [round(float(each), 8) for each in np.exp(logarithms)]
+    return Kernel(
+        same=tuple(variances[:-1:2]), alike=tuple(variances[1:-1:2]), lengths=LENGTHS, noise=variances[-1]
+    )
+
+
+def _sample(residuals: Sequence[Residual]) -> list[int]:
+    """Return some rows: whole deployments, in an order that has nothing to do with them."""
+    groups: dict[str, list[int]] = {}
+    for row, each in enumerate(residuals):
+        groups.setdefault(repr(each.place), []).append(row)
+    chosen: list[int] = []
+    for name in sorted(groups, key=lambda name: sha256(name.encode()).digest()):
+        if len(chosen) < _SAMPLE:
+            chosen += groups[name]
+    return sorted(chosen)
+
+
+def _terms(residuals: Sequence[Residual]) -> _Terms:
+    places, at = [each.place for each in residuals], np.array([each.at for each in residuals])
+    shared = Places(places).among()
+    parts: list[Matrix] = []
+    one = Kernel(same=(0.0,), alike=(1.0,), lengths=LENGTHS, noise=0.0)
+    for level in range(len(LEVELS)):
+        parts += [shared[level].astype(np.float64), covariance(one, shared[level : level + 1], at, at)]
+    return _Terms(parts, np.array([each.left for each in residuals]))
+
+
+def _inverse(logarithms: Floats, terms: _Terms, weights: Floats) -> Matrix:
+    variances = np.exp(logarithms)
+    whole = sum(variance * part for variance, part in zip(variances[:-1], terms.parts, strict=True))
+    inverse: Matrix = np.linalg.inv(whole + np.diag(variances[-1] / weights))
+    return inverse
+
+
+def _unlikely(logarithms: Floats, terms: _Terms, weights: Floats) -> tuple[float, Floats]:
+    """Return how unlikely the values are (-ln of their density, without constants), and its slope."""
+    inverse = _inverse(logarithms, terms, weights)
+    solved = inverse @ terms.values
+    variances = np.exp(logarithms)
+    slope_of = inverse - np.outer(solved, solved)
+    slope = [
+        0.5 * variance * float(np.vdot(slope_of, part))
+        for variance, part in zip(variances[:-1], terms.parts, strict=True)
+    ]
+    slope.append(0.5 * variances[-1] * float((np.diag(slope_of) / weights).sum()))
+    cost = 0.5 * float(terms.values @ solved) - 0.5 * float(np.linalg.slogdet(inverse)[1])
+    # A weak prior: what need not vary does not.
+    return cost + 0.5 * float(variances[:-1].sum()), np.array(slope) + 0.5 * np.append(variances[:-1], 0.0)
