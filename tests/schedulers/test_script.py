@@ -197,10 +197,11 @@ def test_shellcheck_has_nothing_to_say(tmp_path: Path, hostile: str, count: int)
 
 # ---------------------------------------------------------------------------------------- several components
 
-# Stands for the head of a job: says who it is, waits for the end, then ends as it is told.
+# Stands for the head of a job: says who it is, waits for the end, then ends as it is told. As of the head itself, a second signal does
+# not end it on its way out.
 HEAD = """#!/bin/bash
 model=$(sed -n 's/.*model: //p')
-trap 'echo "$model told"; sleep 0.2; exit "$(cat "code.$model")"' TERM
+trap 'trap "" TERM; echo "$model told"; sleep 0.2; exit "$(cat "code.$model")"' TERM
 echo "$AEGIS_JOB $AEGIS_RUN_DIR $NODES"
 [ -e "at-once.$model" ] && exit "$(cat "code.$model")"
 touch "ready.$model"
