@@ -85,6 +85,18 @@ def test_durations(site: Site) -> None:
     assert site.values("request_seconds_sum", "instance")["i1",] == pytest.approx(1e9 + 3.1)
 
 
+def test_durations_by_key(site: Site) -> None:
+    for key, instance, seconds in (("alice", "i1", 2), ("alice", "i2", 4), (HOSTILE, "i1", 1), ("", "i1", 9)):
+        site.metrics.answered(
+            model="m", key=key, instance=instance, code=200, seconds=seconds, first_byte_seconds=seconds / 10
+        )
+    labels = "model", "key"
+    assert site.values("key_request_seconds_count", *labels) == {("m", "alice"): 2, ("m", HOSTILE): 1}
+    assert site.values("key_request_seconds_sum", *labels)["m", "alice"] == 6
+    first = site.values("key_time_to_first_byte_seconds_sum", *labels)
+    assert first["m", "alice"] == pytest.approx(0.6)
+
+
 def test_how_busy_instances_are(site: Site) -> None:
     backend = site.balance.choose("k", ())
     assert backend is not None

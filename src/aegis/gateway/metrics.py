@@ -58,11 +58,22 @@ class Times:
 
 
 class _Served(Struct):
-    """What one instance has done for one model."""
+    """How long answers took: of one instance for one model, or for one key."""
 
     labels: str  # as they stand in a line
     first_byte: Times
     whole: Times
+
+    @classmethod
+    def of(cls, **labels: str) -> _Served:
+        """Return one without answers."""
+        return cls(_labels(**labels), Times(FIRST_BYTE), Times(WHOLE))
+
+    def add(self, seconds: float, first_byte_seconds: float | None) -> None:
+        """Count an answer."""
+        self.whole.add(seconds)
+        if first_byte_seconds is not None:
+            self.first_byte.add(first_byte_seconds)
 
 
 class _Asked(Struct):
@@ -98,6 +109,9 @@ class Metrics:
         self._balance, self._queued, self._clock = balance, queued, clock
         self._asked: dict[tuple[str, str, str], _Asked] = {}  # model, key, instance
         self._served: dict[tuple[str, str], _Served] = {}  # model, instance
+        self._of_keys: dict[
+            tuple[str, str], _Served
+        ] = {}  # model, key; apart, for both together would be too many
         self._retries: dict[str, int] = {}
         self._refusals: dict[str, int] = {}
         self._gone: dict[str, float] = {}  # instances, and since when they are not there
@@ -143,12 +157,13 @@ class Metrics:
             return
         served = self._served.get((model, instance))
         if served is None:
-            served = self._served[model, instance] = _Served(
-                _labels(model=model, instance=instance), Times(FIRST_BYTE), Times(WHOLE)
-            )
-        served.whole.add(seconds)
-        if first_byte_seconds is not None:
-            served.first_byte.add(first_byte_seconds)
+            served = self._served[model, instance] = _Served.of(model=model, instance=instance)
+        served.add(seconds, first_byte_seconds)
+        if key:
+            of_key = self._of_keys.get((model, key))
+            if of_key is None:
+                of_key = self._of_keys[model, key] = _Served.of(model=model, key=key)
+            of_key.add(seconds, first_byte_seconds)
 
     def retried(self, reason: str) -> None:
         """Count an attempt that failed and was made again elsewhere, by a reason out of a few."""
@@ -179,15 +194,16 @@ class Metrics:
             yield f'aegis_gateway_tokens_total{{{who.labels},kind="completion"}} {who.completion}'
 
     def _durations(self) -> Iterator[str]:
-        served = self._served.copy().values()
-        name = "time_to_first_byte_seconds"
-        yield from _head(name, "histogram", "From the whole request to the first byte of its answer")
-        for each in served:
-            yield from each.first_byte.lines(f"{SPACE}{name}", each.labels)
-        name = "request_seconds"
-        yield from _head(name, "histogram", "From the whole request to the end of its answer")
-        for each in served:
-            yield from each.whole.lines(f"{SPACE}{name}", each.labels)
+        for whose, served in (("", self._served), ("key_", self._of_keys)):
+            answers = served.copy().values()
+            name = f"{whose}time_to_first_byte_seconds"
+            yield from _head(name, "histogram", "From the whole request to the first byte of its answer")
+            for each in answers:
+                yield from each.first_byte.lines(f"{SPACE}{name}", each.labels)
+            name = f"{whose}request_seconds"
+            yield from _head(name, "histogram", "From the whole request to the end of its answer")
+            for each in answers:
+                yield from each.whole.lines(f"{SPACE}{name}", each.labels)
 
     def _instances(self) -> Iterator[str]:
         running: dict[str, int] = {}
