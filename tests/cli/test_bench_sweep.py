@@ -207,7 +207,11 @@ def test_sweeps_calibrate_each_system_and_leave_the_others(
     write(sweep(), tmp_path / "unplanned.json")
     outcome = aegis("plan", "calibrate", str(tmp_path / "unplanned.json"))
     assert (outcome.code, "holds no predictions" in outcome.err) == (2, True)
-    assert aegis("plan", "calibrate", str(tmp_path / "x.csv")).code == 2
+    absent = aegis("plan", "calibrate", str(tmp_path / "x.csv"))
+    assert (absent.code, "there is no such file" in absent.err) == (4, True)
+    (tmp_path / "x.csv").write_text("concurrency,ttft,tpot\n1,2,3\n")
+    unplanned = aegis("plan", "calibrate", str(tmp_path / "x.csv"))
+    assert (unplanned.code, "a table needs --plan" in unplanned.err) == (2, True)
 
 
 @pytest.mark.parametrize(

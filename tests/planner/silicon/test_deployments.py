@@ -128,11 +128,19 @@ def test_all_problems_are_told_with_their_lines(tmp_path: Path) -> None:
         {"mode": "both"},
         {"model_path": "no/model"},
         {"batch_size": "", "silicon_data_source": ""},
+        {"system": "h200"},
     )
     with pytest.raises(DeploymentError) as caught:
         read(file)
     said = str(caught.value)
-    for line, what in ((2, "isl"), (4, "silicon_tpot_ms"), (5, "mode"), (6, "no/model"), (7, "concurrency")):
+    for line, what in (
+        (2, "isl"),
+        (4, "silicon_tpot_ms"),
+        (5, "mode"),
+        (6, "no/model"),
+        (7, "concurrency"),
+        (8, "h200_sxm"),
+    ):
         assert any(each.startswith(f"{file}:{line}") and what in each for each in said.splitlines()), said
     assert f"{file}:3" not in said
 

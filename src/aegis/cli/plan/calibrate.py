@@ -10,7 +10,7 @@ import numpy as np
 
 from aegis.cli.plan.options import PlanCommand, Progress
 from aegis.cli.render import printable
-from aegis.errors import ConfigError
+from aegis.errors import ConfigError, NotFoundError
 from aegis.planner.calibrate import (
     Calibration,
     Calibrations,
@@ -147,6 +147,8 @@ def _from_sweeps(files: tuple[Path, ...]) -> Calibrations:
     names: dict[Key, list[str]] = {}
     for given in files:
         file = given / FILE if given.is_dir() else given
+        if not file.exists():
+            raise NotFoundError(f"{str(file)!r}: there is no such file")
         if file.suffix != ".json":
             raise ConfigError(
                 f"{str(file)!r}: a table needs --plan",

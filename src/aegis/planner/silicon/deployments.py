@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from aegis.errors import ConfigError, DeploymentError, Problem
 from aegis.planner.models.resolve import find_model
 from aegis.planner.problem import BACKENDS, Parallel
-from aegis.planner.systems import DATA
+from aegis.planner.systems import DATA, load_system
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -158,6 +158,7 @@ def _row(values: Mapping[str, str], where: str) -> Deployment:
     disaggregated = _one_of(values, "mode", ("agg", "disagg")) == "disagg"
     model = values["model_path"]
     shape = find_model(model)
+    _known_system(values["system"])
     split = _split(values, "decode_" if disaggregated else "", experts=shape.has_experts)
     decoders = _count(values, "decode_num_workers")
     batch = _count(values, "decode_batch_size" if disaggregated else "batch_size")
@@ -236,6 +237,12 @@ def _time(values: Mapping[str, str], column: str) -> float:
         return float(values.get(column) or "")
     except ValueError:
         raise ValueError(f"{column} is {values.get(column)!r}, no number of ms") from None
+
+
+@cache
+def _known_system(name: str) -> None:
+    """Raise ConfigError if there is no such system; thousands of rows name a few."""
+    load_system(name)
 
 
 def _one_of(values: Mapping[str, str], column: str, known: tuple[str, ...]) -> Any:
