@@ -58,7 +58,7 @@ AT_LEAST = 3.0  # times less CPU than `vllm bench serve`, in each of the three l
 AGREE = 1.0  # ms
 TOKENS = 50  # of a request whose latency is looked at
 TRIES = 3
-ROUNDS = 2
+ROUNDS = 3
 
 
 class Load(NamedTuple):
@@ -235,7 +235,8 @@ def compare() -> tuple[bool, float]:
     if TOKENIZER and PEER.exists():
         tools["guidellm"] = guidellm
     found: dict[tuple[str, Load], list[float]] = defaultdict(list)
-    for name, load in [*itertools.product(tools, (REQUESTS, EVENTS, WHOLE))] * ROUNDS:
+    # One tool after the other for each load, so that a slow phase of the machine hits all of them.
+    for load, name in [*itertools.product((REQUESTS, EVENTS, WHOLE), tools)] * ROUNDS:
         try:
             found[name, load].append(slope(tools[name], load))
         except RuntimeError as error:

