@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aegis.planner.answer import Candidate
+    from aegis.planner.calibrate import Calibrations
     from aegis.planner.operations import Performance
     from aegis.planner.problem import Parallel, WorkerSearch
-    from aegis.planner.silicon.measurements import Measurements
+    from aegis.planner.silicon.measurements import Figure, Measurements
     from aegis.planner.task import Experiment
 
 BY_BACKEND = "tokens/s/gpu by backend"  # a note that compares
@@ -94,7 +96,7 @@ class Parts:
         asked = experiment.estimator.corrections
         if "steps-as-measured" not in asked:
             return worker
-        from aegis.planner.calibrate import chosen, own_rows  # noqa: PLC0415 - start-up time
+        from aegis.planner.calibrate import chosen  # noqa: PLC0415 - start-up time
         from aegis.planner.silicon.fitted import fitted  # noqa: PLC0415
         from aegis.planner.silicon.measurements import Measurements  # noqa: PLC0415
         from aegis.planner.silicon.mechanism import as_measured, class_of  # noqa: PLC0415
@@ -108,10 +110,19 @@ class Parts:
         if "deployments-as-measured" not in asked:
             return worker
         if experiment.calibration not in self._measurements:
-            self._measurements[experiment.calibration] = Measurements(
-                known, *own_rows(experiment.calibration)
-            )
+            self._measurements[experiment.calibration] = Measurements(*_measured(experiment.calibration))
         return worker.changed(residual=self._measurements[experiment.calibration])
+
+
+@cache
+def _measured(calibrations: Calibrations) -> tuple[Figure, Figure]:
+    """Return what measured deployments leave over of TTFT and TPOT: the same for all systems and engines that are asked for."""
+    from aegis.planner.calibrate import own_rows  # noqa: PLC0415 - start-up time
+    from aegis.planner.silicon.fitted import fitted  # noqa: PLC0415
+    from aegis.planner.silicon.measurements import Figure  # noqa: PLC0415
+
+    known, (ttft, tpot) = fitted(), own_rows(calibrations)
+    return Figure(known.ttft, ttft), Figure(known.tpot, tpot)
 
 
 def _figures(search: WorkerSearch, experiment: Experiment) -> _Figures:

@@ -12,7 +12,17 @@ from msgspec.structs import replace
 
 from aegis.planner.silicon.fit import rows
 from aegis.planner.silicon.fitted import Errors, fitted
-from aegis.planner.silicon.kriging import LEVELS, Kernel, Neighbours, Place, Places, Residual, covariance
+from aegis.planner.silicon.kriging import (
+    LEVELS,
+    Kernel,
+    Neighbours,
+    Place,
+    Places,
+    Residual,
+    Table,
+    covariance,
+    shared,
+)
 from aegis.planner.silicon.measurements import Figure
 from aegis.planner.silicon.predict import predict
 from aegis.planner.silicon.whole import left_over
@@ -48,7 +58,7 @@ RESIDUALS = st.lists(
 
 
 def read(residuals: list[Residual], place: Place = HERE, at: tuple[float, ...] = AT) -> tuple[float, float]:
-    mean, spread = Neighbours(KERNEL, residuals).read(place, np.array([at]))
+    mean, spread = Neighbours(KERNEL, Table(residuals), range(len(residuals))).read(place, np.array([at]))
     return float(mean[0]), float(spread[0])
 
 
@@ -106,7 +116,7 @@ def test_no_engine_on_any_class_of_systems_is_worse_than_without(figure: str) ->
     errors: Errors = getattr(fitted(), figure)
     places, at = [each.place for each in errors.residuals], np.array([each.at for each in errors.residuals])
     left = np.array([each.left for each in errors.residuals])
-    own = covariance(errors.kernel, Places(places).among(), at, at)
+    own = covariance(errors.kernel, shared(*[Places(places).codes] * 2), at, at)
     own[np.diag_indices(len(own))] += errors.kernel.noise / np.array(
         [each.weight for each in errors.residuals]
     )

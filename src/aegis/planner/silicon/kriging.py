@@ -95,10 +95,8 @@ def covariance(kernel: Kernel, shared: NDArray[np.bool_], one: Matrix, other: Ma
     """
     scale = np.array(kernel.lengths)
     apart = ((one / scale)[:, None, :] - (other / scale)[None, :, :]) ** 2
-    alike = np.exp(-0.5 * apart.sum(axis=-1))
-    whole: Matrix = (
-        np.tensordot(kernel.same, shared, axes=1) + np.tensordot(kernel.alike, shared, axes=1) * alike
-    )
+    same, alike = np.tensordot(np.array([kernel.same, kernel.alike]), shared, axes=1)
+    whole: Matrix = same + alike * np.exp(-0.5 * apart.sum(axis=-1))
     return whole
 
 
@@ -119,17 +117,16 @@ class Places:
         which = [distinct[place] for place in places]
         self.codes = np.array(coded, dtype=np.int64).reshape(-1, len(LEVELS))[which].T
 
-    def shared(self, place: Place) -> NDArray[np.bool_]:
-        """Return what these have in common with another place, (levels, 1, n)."""
+    def of(self, place: Place) -> NDArray[np.int64]:
+        """Return the numbers of another place, (levels,); -1 where none of these is like it."""
         keys = zip(_keys(place), self._numbers, strict=True)
-        code = np.array([known.get(key, -1) for key, known in keys])
-        equal: NDArray[np.bool_] = self.codes[:, None, :] == code[:, None, None]
-        return equal
+        return np.array([known.get(key, -1) for key, known in keys], dtype=np.int64)
 
-    def among(self) -> NDArray[np.bool_]:
-        """Return what these have in common with each other, (levels, n, n)."""
-        equal: NDArray[np.bool_] = self.codes[:, :, None] == self.codes[:, None, :]
-        return equal
+
+def shared(codes: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return what places (levels, n) have in common with others (levels, m): (levels, n, m)."""
+    equal: NDArray[np.bool_] = codes[:, :, None] == other[:, None, :]
+    return equal
 
 
 def _keys(place: Place) -> Iterator[tuple[str, ...]]:
@@ -143,17 +140,26 @@ class Table:
         self.residuals = tuple(residuals)
         self.places = Places(each.place for each in self.residuals)
         self.at = np.array([each.at for each in self.residuals])
+        self.left = np.array([each.left for each in self.residuals])
+        self.weight = np.array([each.weight for each in self.residuals])
 
     def of_its_kind(self, place: Place) -> int:
         """Return how many deployments of this model, system and engine were measured."""
-        return int(self.places.shared(place)[OF_ITS_KIND].sum())
+        return int((self.places.codes[OF_ITS_KIND] == self.places.of(place)[OF_ITS_KIND]).sum())
+
+    def kind(self, place: Place) -> NDArray[np.int64]:
+        """Return what decides which are the nearest, beside the lengths: (levels until OF_ITS_KIND,)."""
+        return self.places.of(place)[: OF_ITS_KIND + 1]
 
     def nearest(self, kernel: Kernel, place: Place, at: Sequence[float] | Floats) -> list[int]:
         """Return which say most of a question, whatever its users, split and formats: at most NEAREST, in their order."""
-        lengths = slice(1, 3)  # of prompts and answers
-        loads = Kernel(same=kernel.same, alike=kernel.alike, lengths=kernel.lengths[lengths], noise=0.0)
+        levels, lengths = slice(OF_ITS_KIND + 1), slice(1, 3)  # lengths of prompts and answers
+        loads = Kernel(
+            same=kernel.same[levels], alike=kernel.alike[levels], lengths=kernel.lengths[lengths], noise=0.0
+        )
+        common = shared(self.kind(place)[:, None], self.places.codes[levels])
         asked = np.array([list(at)[lengths]])
-        close = covariance(loads, self.places.shared(place), asked, self.at[:, lengths])[0]
+        close = covariance(loads, common, asked, self.at[:, lengths])[0]
         return sorted(np.argsort(-close, kind="stable")[:NEAREST].tolist())
 
 
@@ -162,27 +168,28 @@ class Neighbours:
 
     Args:
         kernel: the variances.
-        residuals: what was left over.
-        own: which of them are of the site that asks; default: none. These share an error of variance ELSEWHERE, which the
+        table: what was left over.
+        chosen: which of them are looked at.
+        own: which of these are of the site that asks; default: none. They share an error of variance ELSEWHERE, which the
             question has as well, so that a site's own rows say more than the same measured elsewhere.
     """
 
-    def __init__(self, kernel: Kernel, residuals: Sequence[Residual], own: Sequence[bool] = ()) -> None:
-        self._kernel = kernel
-        self.places = [each.place for each in residuals]
-        self._known = Places(self.places)
-        self._at = np.array([each.at for each in residuals])
-        self._own = np.array(own or [False] * len(residuals), dtype=np.float64) * ELSEWHERE**0.5
-        whole = covariance(kernel, self._known.among(), self._at, self._at) + np.outer(self._own, self._own)
-        whole[np.diag_indices(len(whole))] += kernel.noise / np.array([each.weight for each in residuals])
+    def __init__(self, kernel: Kernel, table: Table, chosen: Sequence[int], own: Sequence[bool] = ()) -> None:
+        self._kernel, self._places = kernel, table.places
+        self._codes, self._at = table.places.codes[:, chosen], table.at[chosen]
+        self._own = np.array(own or [False] * len(chosen), dtype=np.float64) * ELSEWHERE**0.5
+        among = shared(self._codes, self._codes)
+        whole = covariance(kernel, among, self._at, self._at) + np.outer(self._own, self._own)
+        whole[np.diag_indices(len(whole))] += kernel.noise / table.weight[chosen]
         self.inverse: Matrix = np.linalg.inv(whole).astype(np.float64, copy=False)
-        self.solved: Floats = self.inverse @ np.array([each.left for each in residuals])
+        self.solved: Floats = self.inverse @ table.left[chosen]
 
     def read(self, place: Place, at: Matrix) -> Read:
         """Return what is expected of a deployment at loads (n, features)."""
         kernel = self._kernel
         asked = float(self._own.max())  # of a site that has measured
-        cross = covariance(kernel, self._known.shared(place), at, self._at) + asked * self._own
+        common = shared(self._places.of(place)[:, None], self._codes)
+        cross = covariance(kernel, common, at, self._at) + asked * self._own
         known = np.einsum("ij,ij->i", cross @ self.inverse, cross)
         whole = sum(kernel.same) + sum(kernel.alike) + asked**2
         left = np.maximum(whole - known, 0.0) + kernel.noise

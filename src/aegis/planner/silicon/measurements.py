@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aegis.planner.estimate.worker import Worker
     from aegis.planner.operations import Floats, Ints
     from aegis.planner.problem import Load, ServingMode
-    from aegis.planner.silicon.fitted import Errors, Fitted
+    from aegis.planner.silicon.fitted import Errors
     from aegis.planner.silicon.kriging import Matrix, Place, Residual
 
 _STEPS: Final = 2 ** np.arange(12)  # requests of a group, or users, that corrections are read at
@@ -36,14 +36,11 @@ class Figure:
         if not self._table.residuals:
             whole = sum(self.kernel.same) + sum(self.kernel.alike) + self.kernel.noise
             return Read(np.zeros(len(at)), np.full(len(at), np.sqrt(whole)))
-        key = (place.mode, place.backend, place.system, place.model, *at[0, 1:3].tolist())
+        key = (*self._table.kind(place).tolist(), *at[0, 1:3].tolist())
         if key not in self._neighbours:
             chosen = self._table.nearest(self.kernel, place, at[0])
-            self._neighbours[key] = Neighbours(
-                self.kernel,
-                [self._table.residuals[each] for each in chosen],
-                [each >= self._shipped for each in chosen],
-            )
+            own = [each >= self._shipped for each in chosen]
+            self._neighbours[key] = Neighbours(self.kernel, self._table, chosen, own)
         return self._neighbours[key].read(place, at)
 
     def of_its_kind(self, place: Place) -> int:
@@ -54,11 +51,8 @@ class Figure:
 class Measurements:
     """What is left over of TTFT and TPOT."""
 
-    def __init__(
-        self, known: Fitted, site_ttft: Sequence[Residual] = (), site_tpot: Sequence[Residual] = ()
-    ) -> None:
-        self.ttft = Figure(known.ttft, site_ttft)
-        self.tpot = Figure(known.tpot, site_tpot)
+    def __init__(self, ttft: Figure, tpot: Figure) -> None:
+        self.ttft, self.tpot = ttft, tpot
         self._read: dict[tuple[object, ...], _Ladder] = {}
 
     def aggregated(self, worker: Worker, load: Load, batch: Ints) -> tuple[Left, Left]:

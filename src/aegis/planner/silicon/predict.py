@@ -14,7 +14,7 @@ from aegis.planner.estimator import PLAIN
 from aegis.planner.models.resolve import find_model
 from aegis.planner.problem import Load, Tuning
 from aegis.planner.silicon.fitted import fitted
-from aegis.planner.silicon.measurements import Measurements
+from aegis.planner.silicon.measurements import Figure
 from aegis.planner.silicon.mechanism import as_measured, class_of
 from aegis.planner.silicon.places import at, place
 from aegis.planner.single import Asked, worker_of
@@ -176,7 +176,7 @@ def predict(
     """
     known = known or fitted()
     workers = Workers(known if corrected else None)
-    measurements = Measurements(known, site_ttft, site_tpot)
+    first_tokens, further_tokens = Figure(known.ttft, site_ttft), Figure(known.tpot, site_tpot)
     for row in rows:
         try:
             plain = placed(row, workers)
@@ -186,8 +186,8 @@ def predict(
         if not corrected:
             yield Prediction(plain.ttft, plain.tpot)
             continue
-        first = measurements.ttft.read(*plain.first)
-        further = measurements.tpot.read(*plain.further)
+        first = first_tokens.read(*plain.first)
+        further = further_tokens.read(*plain.further)
         ttft = plain.ttft * float(np.exp(first.mean[0]))
         tpot = plain.tpot * float(np.exp(further.mean[0]))
         spreads = float(first.spread[0]), float(further.spread[0])
@@ -196,5 +196,5 @@ def predict(
             tpot,
             *spreads,
             spread_of_sum(ttft, tpot * (row.osl - 1), *spreads),
-            measurements.tpot.of_its_kind(plain.further.place),
+            further_tokens.of_its_kind(plain.further.place),
         )

@@ -95,17 +95,16 @@ def gained(known: Errors, site: Sequence[Residual]) -> Matrix:
 def _of_kind(known: Errors, site: Sequence[Residual], asked: Sequence[int]) -> Iterator[list[float]]:
     """Yield the errors of rows that the same deployments are looked at for, as `Figure.read` does."""
     shipped = Figure(known)
-    everything = [*site, *known.residuals]
+    table = Table([*site, *known.residuals])
     first = site[asked[0]]
-    near = Table(everything).nearest(known.kernel, first.place, first.at)
+    near = table.nearest(known.kernel, first.place, first.at)
     chosen = np.array(sorted({*asked, *near}))
-    rows = [everything[row] for row in chosen]
     of_site = chosen < len(site)
-    neighbours = Neighbours(known.kernel, rows, of_site.tolist())
+    neighbours = Neighbours(known.kernel, table, chosen.tolist(), of_site.tolist())
     for row in asked:
         own = site[row]
         before = shipped.read(own.place, np.array([own.at])).mean[0] - own.left
-        same = np.array([each == own.place for each in neighbours.places])
+        same = np.array([table.residuals[each].place == own.place for each in chosen])
         blocks = chosen == row, of_site & same
         yield [_share(before), *(_share(_less(neighbours, block, chosen == row)) for block in blocks)]
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
-from aegis.planner.silicon.kriging import LEVELS, Kernel, Places, covariance
+from aegis.planner.silicon.kriging import LEVELS, Kernel, Places, covariance, shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from aegis.planner.operations import Floats
     from aegis.planner.silicon.kriging import Matrix, Residual
@@ -73,8 +75,8 @@ def left_out(
     kernel: Kernel, residuals: Sequence[Residual], weights: Floats, values: Floats
 ) -> tuple[Floats, Floats]:
     """Return the error of each value as the others predict it, and the standard deviation of that."""
-    places, at = [each.place for each in residuals], np.array([each.at for each in residuals])
-    own = covariance(kernel, Places(places).among(), at, at)
+    codes, at = _coded(residuals)
+    own = covariance(kernel, shared(codes, codes), at, at)
     own[np.diag_indices(len(own))] += kernel.noise / weights
     inverse = np.linalg.inv(own)
     variance = 1 / np.diag(inverse)
@@ -100,13 +102,18 @@ def _sample(residuals: Sequence[Residual]) -> list[int]:
     return sorted(chosen)
 
 
+def _coded(residuals: Sequence[Residual]) -> tuple[NDArray[np.int64], Matrix]:
+    """Return the places by numbers, (levels, n), and the loads, (n, features)."""
+    return Places(each.place for each in residuals).codes, np.array([each.at for each in residuals])
+
+
 def _terms(residuals: Sequence[Residual]) -> _Terms:
-    places, at = [each.place for each in residuals], np.array([each.at for each in residuals])
-    shared = Places(places).among()
+    codes, at = _coded(residuals)
+    common = shared(codes, codes)
     parts: list[Matrix] = []
     one = Kernel(same=(0.0,), alike=(1.0,), lengths=LENGTHS, noise=0.0)
     for level in range(len(LEVELS)):
-        parts += [shared[level].astype(np.float64), covariance(one, shared[level : level + 1], at, at)]
+        parts += [common[level].astype(np.float64), covariance(one, common[level : level + 1], at, at)]
     return _Terms(parts, np.array([each.left for each in residuals]))
 
 
