@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from aegis.planner.problem import BACKENDS
 from aegis.planner.silicon.deployments import SHIPPED, flaw, in_fit_half, shipped
 from aegis.planner.silicon.fit import rows
-from aegis.planner.silicon.kriging import LEVELS
+from aegis.planner.silicon.kriging import LEVELS, group
 from aegis.planner.silicon.mechanism import CLASSES, KINDS
 from aegis.planner.silicon.score import by_group, score
 
@@ -49,9 +49,9 @@ def grouped(outcomes: Sequence[Outcome]) -> Iterator[str]:
     }
     for name, key in keys.items():
         yield f"| **{name}** | | | | | |" if name != "all" else _ratios("all rows", outcomes)
-        for (group,), found in by_group(outcomes, key).items():
+        for (kind,), found in by_group(outcomes, key).items():
             if len(found) >= FEW and name != "all":
-                yield _ratios(group.split(" ", 1)[1] if name in {"users", "isl / osl"} else group, found)
+                yield _ratios(kind.split(" ", 1)[1] if name in {"users", "isl / osl"} else kind, found)
 
 
 def _ratios(name: str, outcomes: Sequence[Outcome]) -> str:
@@ -155,6 +155,28 @@ def mechanisms(known: Fitted) -> Iterator[str]:
         yield f"| {name} | {' | '.join(f'{getattr(one.host, field):.{digits}f}' for one in each)} |"
 
 
+def versions(known: Fitted) -> Iterator[str]:
+    """Yield a table of the host's time by version."""
+    yield "| engine | the host's ms of steps and requests, times |"
+    yield "|---|---|"
+    for engine in BACKENDS:
+        each = (
+            f"{f'`{version}`' if version else 'not told'} {factor:.2f}"
+            for version, factor in sorted(known.versions[engine].items())
+        )
+        yield f"| {CALLED[engine]} | {', '.join(each)} |"
+
+
+def unproven(known: Fitted) -> Iterator[str]:
+    """Yield a table of the groups that are not corrected, with the rows behind them."""
+    yield "| not corrected | figure | rows | standard deviation |"
+    yield "|---|---|--:|--:|"
+    for figure, errors in (("TTFT", known.ttft), ("TPOT", known.tpot)):
+        for name, spread in errors.unproven.items():
+            rows = sum(group(each.place) == name for each in errors.residuals)
+            yield f"| {name} | {figure} | {rows} | {spread:.1f} of the logarithm |"
+
+
 def levels(known: Fitted) -> Iterator[str]:
     """Yield a table of standard deviations by level."""
     yield "| level | TPOT: the same at all loads | alike at like loads | TTFT: the same | alike |"
@@ -217,7 +239,7 @@ def same_question(chosen: Sequence[Deployment]) -> Iterator[str]:
 def _best(groups: Iterable[Sequence[Deployment]], figure: str) -> float:
     """Return the mean error of that one answer for each group that has the least."""
     errors: list[float] = []
-    for group in groups:
-        values = np.array([getattr(row, figure) for row in group])
+    for alike in groups:
+        values = np.array([getattr(row, figure) for row in alike])
         errors += min((np.abs(value / values - 1) for value in values), key=np.sum).tolist()
     return statistics.mean(errors)

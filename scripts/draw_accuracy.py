@@ -8,6 +8,7 @@ remains in turn (of the mechanism they are not: `scripts/bench accuracy` does th
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,8 @@ from accuracy_tables import (
     mechanisms,
     parts,
     same_question,
+    unproven,
+    versions,
     widening,
 )
 from msgspec.structs import replace
@@ -30,9 +33,10 @@ from msgspec.structs import replace
 from aegis.files import write_atomically
 from aegis.planner.answer import spread_of_sum
 from aegis.planner.estimate.host import Host
+from aegis.planner.silicon.crossed import outside
 from aegis.planner.silicon.fit import rows
 from aegis.planner.silicon.fitted import fitted
-from aegis.planner.silicon.kriging import Places, covariance
+from aegis.planner.silicon.kriging import group, system_of
 from aegis.planner.silicon.mechanism import KINDS
 from aegis.planner.silicon.predict import Prediction, Workers, placed, predict
 from aegis.planner.silicon.score import Outcome
@@ -80,24 +84,21 @@ def left_out(
 def _outside(
     errors: Errors, ids: Sequence[str], block: Callable[[str, Place], Hashable]
 ) -> tuple[Floats, Floats]:
-    """Return the mean and the standard deviation of each row, read from rows outside its block (Rasmussen and Williams 2006, 5.4.2)."""
+    """Return the mean and the standard deviation of each row, read from rows outside its block."""
     known, kernel = {each.id: each for each in errors.residuals}, errors.kernel
     residuals = [known[each] for each in ids]
-    places, at = [each.place for each in residuals], np.array([each.at for each in residuals])
-    left = np.array([each.left for each in residuals])
-    noise = kernel.noise / np.array([each.weight for each in residuals])
-    inverse = np.linalg.inv(covariance(kernel, Places(places).among(), at, at) + np.diag(noise))
-    solved = inverse @ left
-    blocks: dict[Hashable, list[int]] = {}
+    mean, variance = outside(kernel, residuals, lambda each: block(each.id, each.place))
+    spread = np.sqrt(variance) * [kernel.widened.get(each.place.mode, 1.0) for each in residuals]
+    blocks = [block(each.id, each.place) for each in residuals]
+    seen = {(system_of(each.place), inside) for each, inside in zip(residuals, blocks, strict=True)}
+    systems = Counter(system for system, _ in seen)
     for number, each in enumerate(residuals):
-        blocks.setdefault(block(each.id, each.place), []).append(number)
-    mean, variance = np.zeros(len(left)), np.zeros(len(left))
-    for inside in blocks.values():
-        own = np.linalg.inv(inverse[np.ix_(inside, inside)])
-        mean[inside] = left[inside] - own @ solved[inside]
-        variance[inside] = np.diag(own)
-    widened = np.array([kernel.widened.get(each.mode, 1.0) for each in places])
-    return mean, widened * np.sqrt(np.maximum(variance - noise, 0.0) + kernel.noise)
+        if each.place.mode in errors.apart and systems[system_of(each.place)] == 1:  # none outside
+            spread[number] = kernel.widened.get(each.place.mode, 1.0) * kernel.unknown**0.5
+            mean[number] = 0.0
+        if group(each.place) in errors.unproven:
+            mean[number], spread[number] = -each.share, errors.unproven[group(each.place)]
+    return mean, spread
 
 
 def without(known: Fitted) -> Iterator[tuple[str, Fitted]]:
@@ -140,6 +141,8 @@ def tables(chosen: Sequence[Deployment], known: Fitted, drawn: dict[str, list[Ou
         "same": same_question(chosen),
         "residuals": grouped(drawn["uncorrected"]),
         "mechanism": mechanisms(known),
+        "versions": versions(known),
+        "unproven": unproven(known),
         "parts": parts({"nothing: the whole mechanism": mechanism} | less),
         "levels": levels(known),
         "widened": widening(known),

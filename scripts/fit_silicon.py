@@ -26,8 +26,10 @@ def main() -> None:
     for backend, kinds in found.mechanisms.items():
         for kind, mechanism in kinds.items():
             print(backend, kind, mechanism)
+    for backend, versions in found.versions.items():
+        print(backend, "host's time by version", versions)
     for name, errors in (("TTFT", found.ttft), ("TPOT", found.tpot)):
-        print(name, errors.kernel)
+        print(name, errors.kernel, "not corrected:", errors.unproven)
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def served(estimator: Estimator) -> Worker:
 
 def test_operations_and_the_host_take_as_long_as_they_do_in_a_server() -> None:
     plain, hosted = served(AIC_012), served(only("steps-as-measured"))
-    known = fitted().mechanism("vllm", "hopper")
+    known = fitted().mechanism("vllm", "hopper", plain.version)
     kind: dict[str, Kind] = dict(kinds((*plain.graph.context, *plain.graph.generation)))
     steps: list[tuple[Literal["prefill", "decode"], dict[Kind, float], int]]
     steps = [("prefill", known.prefill, 0), ("decode", known.decode, 8)]

@@ -103,7 +103,7 @@ class Parts:
 
         known = fitted()
         kind = class_of(worker.performance.system)
-        worker = as_measured(worker, known.mechanism(worker.backend, kind))
+        worker = as_measured(worker, known.mechanism(worker.backend, kind, worker.version))
         name = worker.performance.system.name
         if factors := chosen(experiment.calibration, name, worker.backend, experiment.model_name):
             worker = worker.changed(host=factors.host(worker.host))

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from aegis.planner.problem import Load
+from aegis.planner.silicon.crossed import apart, outside, unproven
 from aegis.planner.silicon.fit import rows
 from aegis.planner.silicon.fitted import Errors, fitted
 from aegis.planner.silicon.kriging import (
@@ -17,14 +19,13 @@ from aegis.planner.silicon.kriging import (
     Kernel,
     Neighbours,
     Place,
-    Places,
     Residual,
     Table,
-    covariance,
-    shared,
+    group,
 )
 from aegis.planner.silicon.measurements import Figure
-from aegis.planner.silicon.predict import predict
+from aegis.planner.silicon.mechanism import share_of_prefill
+from aegis.planner.silicon.predict import Prediction, Workers, placed, predict
 from aegis.planner.silicon.whole import left_over
 
 HERE = Place(
@@ -64,7 +65,7 @@ def read(residuals: list[Residual], place: Place = HERE, at: tuple[float, ...] =
 
 def test_where_nothing_was_measured_nothing_is_corrected_and_little_is_sure() -> None:
     figure = Figure(Errors(kernel=KERNEL, residuals=()))
-    mean, spread = figure.read(HERE, np.array([AT]))
+    mean, spread = figure.read(HERE, np.array([AT]), float)
     assert (mean[0], figure.of_its_kind(HERE)) == (0.0, 0)
     assert spread[0] == pytest.approx(math.sqrt(0.01 * 2 * len(LEVELS) + 0.01))
     far = read([Residual(id="", place=replace(HERE, mode="disagg"), at=AT, left=1.0)])
@@ -111,35 +112,71 @@ def test_what_was_fitted_is_what_the_planner_leaves_over_today() -> None:
 
 
 @pytest.mark.parametrize("figure", ["ttft", "tpot"])
-def test_no_engine_on_any_class_of_systems_is_worse_than_without(figure: str) -> None:
-    """Each deployment of the fit half as the other deployments predict it, against the uncorrected prediction."""
+def test_no_correction_that_is_taken_is_worse_than_none(figure: str) -> None:
+    """Each deployment of the fit half as the other deployments predict it, against the prediction without what was fitted."""
     errors: Errors = getattr(fitted(), figure)
-    places, at = [each.place for each in errors.residuals], np.array([each.at for each in errors.residuals])
-    left = np.array([each.left for each in errors.residuals])
-    own = covariance(errors.kernel, shared(*[Places(places).codes] * 2), at, at)
-    own[np.diag_indices(len(own))] += errors.kernel.noise / np.array(
-        [each.weight for each in errors.residuals]
+    assert unproven(errors.kernel, errors.residuals) == errors.unproven
+    corrected = np.abs(outside(errors.kernel, errors.residuals)[0] - [each.left for each in errors.residuals])
+    none = np.abs([each.left + each.share for each in errors.residuals])
+    groups = [group(each.place) for each in errors.residuals]
+    assert set(errors.unproven) < set(groups)
+    for name in set(groups) - set(errors.unproven):
+        rows = [number for number, each in enumerate(groups) if each == name]
+        assert corrected[rows].mean() <= none[rows].mean(), name
+
+
+def test_where_corrections_are_unproven_there_are_none() -> None:
+    known = fitted()
+    chosen = [
+        row
+        for row in rows()
+        if (row.mode, row.backend, row.decode_workers > 0) == ("disagg", "trtllm", True)
+        and row.system.startswith("b")
+    ][:5]
+    assert chosen
+    workers, alone = Workers(known), Workers()
+    for row, said in zip(chosen, predict(chosen), strict=True):
+        found, prompt = placed(row, workers), Load(isl=row.isl, osl=row.osl)
+        assert row.prefill is not None
+        corrected, plain = (float(each.of(row, row.prefill).prefill(1, row.isl)) for each in (workers, alone))
+        assert isinstance(said, Prediction)
+        assert said.ttft == pytest.approx(found.ttft * plain / corrected)
+        assert said.ttft_spread == known.ttft.unproven["disagg, trtllm, blackwell"]
+        assert share_of_prefill(alone.of(row, row.prefill), prompt) == 0
+    # Rows of a site's own say more than none.
+    ttft, tpot = left_over(chosen, known)
+    for said in predict(chosen, site_ttft=ttft, site_tpot=tpot):
+        assert isinstance(said, Prediction)
+        assert said.ttft_spread < known.ttft.unproven["disagg, trtllm, blackwell"]
+
+
+def test_of_a_system_that_nobody_measured_the_mechanism_alone_is_taken_where_others_are_no_help() -> None:
+    for errors in (fitted().ttft, fitted().tpot):
+        assert apart(errors.kernel, errors.residuals) == errors.apart == ("agg",)
+        figure = Figure(errors)
+        measured = next(each for each in errors.residuals if each.place.mode == "agg")
+        asked = np.array([measured.at])
+        there, new = (
+            figure.read(replace(measured.place, system=system), asked, float)
+            for system in (measured.place.system, "x100")
+        )
+        assert there.mean[0] != 0
+        assert new.mean[0] == 0
+        assert new.spread[0] > there.spread[0]
+        own = replace(measured, place=replace(measured.place, system="x100"))
+        assert Figure(errors, [own]).read(own.place, asked, float).mean[0] != 0
+
+
+def test_what_nobody_measured_of_a_version_makes_its_steps_less_sure() -> None:
+    known = fitted()
+    measured, new = (known.mechanism("trtllm", "hopper", version).host for version in ("1.0.0rc3", "9.9"))
+    assert measured.step != new.step
+    assert (measured.spread, new.step) == (0.0, known.mechanisms["trtllm"]["hopper"].host.step)
+    assert 0.3 < new.spread < 2
+    base = next(
+        row for row in rows() if (row.backend, row.version, row.mode) == ("trtllm", "1.0.0rc3", "agg")
     )
-    inverse = np.linalg.inv(own)
-    solved = inverse @ left
-    groups: dict[str, list[int]] = {}
-    for row, place in enumerate(places):
-        groups.setdefault(repr(replace(place, version="")), []).append(row)
-    corrected = np.zeros(len(left))
-    for group in groups.values():
-        corrected[group] = np.linalg.solve(inverse[np.ix_(group, group)], solved[group])
-    by_id = {row.id: row for row in rows()}
-    asked = [by_id[each.id] for each in errors.residuals]
-    kinds: dict[tuple[str, ...], list[int]] = {}
-    for row, place in enumerate(places):
-        if place.mode == "agg":
-            kinds.setdefault((place.backend, place.kind), []).append(row)
-    for kind, group in kinds.items():
-        some = group[:: max(len(group) // 40, 1)]
-        plain = predict([asked[each] for each in some], corrected=False)
-        before = [
-            abs(math.log(getattr(said, figure) / getattr(asked[each], figure)))
-            for each, said in zip(some, plain, strict=True)
-            if not isinstance(said, str)
-        ]
-        assert np.abs(corrected[some]).mean() <= np.mean(before), kind
+    there, elsewhere = predict([base, replace(base, version="9.9")])
+    assert isinstance(there, Prediction)
+    assert isinstance(elsewhere, Prediction)
+    assert elsewhere.tpot_spread > there.tpot_spread

@@ -62,7 +62,7 @@ AT = np.array([SITE[0].at])
 
 def error(row: Residual, others: Sequence[Residual]) -> float:
     """By reading the row's place anew, without it."""
-    read = Figure(SHIPPED, others).read(row.place, np.array([row.at]))
+    read = Figure(SHIPPED, others).read(row.place, np.array([row.at]), float)
     return abs(float(np.exp(read.mean[0] - row.left)) - 1)
 
 
@@ -83,11 +83,13 @@ def test_rows_of_ones_own_help_where_all_of_them_say_the_same() -> None:
 def test_what_a_site_measured_counts_more_than_the_same_elsewhere() -> None:
     there = Errors(kernel=KERNEL, residuals=tuple(rows(PLACE, (0.0, 0.0, 0.0))))
     own = rows(PLACE, (0.4, 0.4, 0.4))
-    together = Figure(Errors(kernel=KERNEL, residuals=(*there.residuals, *own))).read(PLACE, AT).mean[0]
+    together = (
+        Figure(Errors(kernel=KERNEL, residuals=(*there.residuals, *own))).read(PLACE, AT, float).mean[0]
+    )
     assert together == pytest.approx(0.2, abs=0.01)
-    assert 0.3 < Figure(there, own).read(PLACE, AT).mean[0] < 0.4
+    assert 0.3 < Figure(there, own).read(PLACE, AT, float).mean[0] < 0.4
     # And it says something of what the site has not measured.
-    assert Figure(there, own).read(FAR, AT).mean[0] > Figure(there).read(FAR, AT).mean[0] + 0.1
+    assert Figure(there, own).read(FAR, AT, float).mean[0] > Figure(there).read(FAR, AT, float).mean[0] + 0.1
 
 
 def test_one_row_alone_gains_nothing() -> None:

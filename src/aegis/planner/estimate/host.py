@@ -15,3 +15,4 @@ class Host(Struct, frozen=True, kw_only=True):
     waits: float = 0.0  # steps that a request waits until the scheduler looks for new ones
     step: float = 0.0  # of every step: scheduling, sampling, launching
     request: float = 0.0  # of every step, for each running request
+    spread: float = 0.0  # standard deviation of the logarithm of what a step and a request take

@@ -40,10 +40,16 @@ _UNIT: Final = np.array([1.0, 0.005, 30.0, 1.0])  # ms, ms, ms, steps where a pa
 # Standard deviations of the priors, of ln: of an engine, and of a class of systems from its engine.
 _PRIOR_ENGINE: Final = np.array([0.3] * (2 * _SIZE) + [1.5, 1.5, 0.7, 1.5])
 _PRIOR_CLASS: Final = np.array([0.15] * (2 * _SIZE) + [0.5, 0.5])
+_PRIOR_VERSION: Final = 0.5  # of the host's ms of steps and requests, of a version from its engine
 _START: Final = np.array([0.0] * (2 * _SIZE) + [-1.0, -1.0, 0.0, -1.0])
 _TPOT_ERROR, _TTFT_ERROR = 0.12, 0.3  # of ln; beyond it residuals count linearly
 _REQUESTS: Final = 10  # of each user, all users starting at once
 _KNOWN_CLASSES: Final = CLASSES[:2]  # of the others nothing was measured: they follow their engine
+
+
+# Where the parameters of engines and of classes end; those of versions follow.
+_ENGINES_END: Final = len(BACKENDS) * _OF_ENGINE
+_CLASSES_END: Final = _ENGINES_END + len(BACKENDS) * len(_KNOWN_CLASSES) * _OF_CLASS
 
 
 class Steps(NamedTuple):
@@ -59,6 +65,8 @@ class Steps(NamedTuple):
     tpot: Floats
     engine: np.ndarray  # index
     kind: np.ndarray  # index of the class of systems
+    version: np.ndarray  # index into `versions`
+    versions: tuple[tuple[str, str], ...]  # engines with their versions; empty: not told
 
 
 def rows(deployments: Iterable[Deployment] | None = None) -> list[Deployment]:
@@ -87,6 +95,7 @@ def steps(deployments: Sequence[Deployment], workers: Workers) -> Steps:
             found.append((row, worker, _steps(row, worker)))
         except AegisError:
             continue
+    versions = tuple(sorted({(row.backend, row.version) for row, _, _ in found}))
     decode, prefill, chunk, beside = (np.array([each[index] for _, _, each in found]) for index in range(4))
     return Steps(
         decode,
@@ -99,6 +108,8 @@ def steps(deployments: Sequence[Deployment], workers: Workers) -> Steps:
         np.array([row.tpot for row, _, _ in found]),
         np.array([BACKENDS.index(row.backend) for row, _, _ in found]),
         np.array([CLASSES.index(class_of(worker.performance.system)) for _, worker, _ in found]),
+        np.array([versions.index((row.backend, row.version)) for row, _, _ in found]),
+        versions,
     )
 
 
@@ -122,17 +133,18 @@ def _steps(row: Deployment, worker: Worker) -> tuple[Floats, ...]:
     return decode, prefill, by_kind(mixed, generation=False), by_kind(mixed, generation=True)
 
 
-def fit_mechanism(measured: Steps) -> dict[str, dict[str, Mechanism]]:
-    """Return the mechanisms by engine and class of systems."""
+def fit_mechanism(measured: Steps) -> tuple[dict[str, dict[str, Mechanism]], dict[str, dict[str, float]]]:
+    """Return the mechanisms by engine and class of systems, and the factors on the host's time by engine and version."""
     from scipy.optimize import least_squares  # noqa: PLC0415 - of the development environment
 
     start = np.concatenate(
-        [np.tile(_START, len(BACKENDS)), np.zeros(len(BACKENDS) * len(_KNOWN_CLASSES) * _OF_CLASS)]
+        [np.tile(_START, len(BACKENDS)), np.zeros(_CLASSES_END - _ENGINES_END + len(measured.versions))]
     )
     prior = np.concatenate(
         [
             np.tile(_PRIOR_ENGINE, len(BACKENDS)),
             np.tile(_PRIOR_CLASS, len(BACKENDS) * len(_KNOWN_CLASSES)),
+            [_PRIOR_VERSION] * len(measured.versions),
         ]
     )
 
@@ -145,19 +157,25 @@ def fit_mechanism(measured: Steps) -> dict[str, dict[str, Mechanism]]:
         return np.concatenate([robust, (parameters - start) / prior])
 
     found: Floats = least_squares(residuals, start, max_nfev=60).x
-    return {
+    mechanisms: dict[str, dict[str, Mechanism]] = {
         backend: {kind: _mechanism(found, engine, number) for number, kind in enumerate(CLASSES)}
         for engine, backend in enumerate(BACKENDS)
     }
+    factors: dict[str, dict[str, float]] = {}
+    for (backend, version), value in zip(measured.versions, found[_CLASSES_END:], strict=True):
+        factors.setdefault(backend, {})[version] = round(float(np.exp(value)), 3)
+    return mechanisms, factors
 
 
 def predicted(parameters: Floats, of: Steps) -> tuple[Floats, Floats]:
     """Return TTFT and TPOT (ms) of rows: `estimate.aggregated` with a prompt in each mixed step."""
     values = _values(parameters)[of.engine, of.kind]
     decoding, reading = values[:, :_SIZE], values[:, _SIZE : 2 * _SIZE]
-    host = values[:, _STEP] + values[:, _REQUEST] * of.batch
+    pace = np.exp(parameters[_CLASSES_END:])[of.version]
+    step = values[:, _STEP] * pace
+    host = step + values[:, _REQUEST] * pace * of.batch
     decode = (decoding * of.decode).sum(axis=1) + host
-    prefill = (reading * of.prefill).sum(axis=1) + values[:, _STEP]
+    prefill = (reading * of.prefill).sum(axis=1) + step
     mixed = (reading * of.chunk).sum(axis=1) + (decoding * of.beside).sum(axis=1) + host
     alone = of.batch == 1
     mixed = np.where(alone, prefill, mixed)
@@ -176,8 +194,8 @@ def predicted(parameters: Floats, of: Steps) -> tuple[Floats, Floats]:
 def _values(parameters: Floats) -> np.ndarray:
     """Return what parameters stand for, (engines, classes, parameters of an engine)."""
     engines, known = len(BACKENDS), len(_KNOWN_CLASSES)
-    of_engine = parameters[: engines * _OF_ENGINE].reshape(engines, 1, _OF_ENGINE)
-    of_class = parameters[engines * _OF_ENGINE :].reshape(engines, known, _OF_CLASS)
+    of_engine = parameters[:_ENGINES_END].reshape(engines, 1, _OF_ENGINE)
+    of_class = parameters[_ENGINES_END:_CLASSES_END].reshape(engines, known, _OF_CLASS)
     values = np.repeat(of_engine, len(CLASSES), axis=1)
     values[:, :known, :_OF_CLASS] += of_class
     units = np.concatenate([np.ones(2 * _SIZE), _UNIT])

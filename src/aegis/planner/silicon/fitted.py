@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import lzma
+import math
 from functools import cache
+from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from aegis.files import write_atomically
 from aegis.planner.silicon.kriging import Kernel, Residual  # noqa: TC001 - msgspec reads it
@@ -15,6 +18,7 @@ from aegis.planner.silicon.mechanism import Mechanism  # noqa: TC001 - msgspec r
 from aegis.planner.systems import DATA
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from aegis.planner.silicon.mechanism import SystemClass
@@ -27,18 +31,38 @@ class Errors(Struct, frozen=True, kw_only=True):
 
     kernel: Kernel
     residuals: tuple[Residual, ...]
+    # By group, where cross-validation says that corrected predictions are worse than none: the standard deviation of the
+    # logarithm of those that are not corrected (`silicon.crossed`).
+    unproven: dict[str, float] = {}
+    # Modes in which, by cross-validation, a system that nobody measured is predicted better by the mechanism alone than
+    # with what other systems leave over.
+    apart: tuple[str, ...] = ()
 
 
 class Fitted(Struct, frozen=True, kw_only=True):
     """The mechanism by engine and class of systems, and what it leaves over."""
 
     mechanisms: dict[str, dict[str, Mechanism]]
+    versions: dict[str, dict[str, float]] = {}  # factors on the host's ms of steps, by engine and version
     ttft: Errors
     tpot: Errors
 
-    def mechanism(self, backend: str, kind: SystemClass) -> Mechanism:
-        """Return what was fitted for an engine on a class of systems."""
-        return self.mechanisms[backend][kind]
+    def mechanism(self, backend: str, kind: SystemClass, version: str) -> Mechanism:
+        """Return what was fitted for an engine on a class of systems; a version that was not measured is like its engine."""
+        found, known = self.mechanisms[backend][kind], self.versions.get(backend, {})
+        factor = known.get(version, 1.0)
+        host = replace(
+            found.host,
+            step=found.host.step * factor,
+            request=found.host.request * factor,
+            spread=0.0 if version in known or not known else _spread(known.values()),
+        )
+        return replace(found, host=host)
+
+
+def _spread(factors: Iterable[float]) -> float:
+    """Return how far a further version may be from its engine: as far as those that are known, ln."""
+    return math.sqrt(fmean(math.log(factor) ** 2 for factor in factors))
 
 
 @cache

@@ -35,6 +35,7 @@ LEVELS: Final = (
     ("mode", "backend", "system", "model", "formats", "split"),
     ("mode", "backend", "system", "model", "formats", "split", "version"),
 )
+OF_ITS_GROUP: Final = 2  # the level that a correction is taken at, or not
 OF_ITS_KIND: Final = 5  # the level whose deployments are counted behind a prediction
 # Variance of what all rows of a site share and others do not: its nodes, versions and ways to measure. Not fitted: the rows that come
 # along do not tell their sites.
@@ -62,6 +63,7 @@ class Residual(Struct, frozen=True, kw_only=True):
     place: Place
     at: tuple[float, ...]  # ln of users, isl, osl, and of the worker's GPUs and attention groups
     left: float  # ln(measured / predicted)
+    share: float = 0.0  # of the mechanism in the prediction: ln(predicted / predicted without it)
     weight: float = 1.0  # outliers count less
 
 
@@ -75,6 +77,11 @@ class Kernel(Struct, frozen=True, kw_only=True):
     widened: dict[
         str, float
     ] = {}  # by mode: factor on the standard deviation, such that 80 % of the fit half lie within 80 %
+
+    @property
+    def unknown(self) -> float:
+        """Variance of an error, with that of a measurement, where nothing was measured."""
+        return sum(self.same) + sum(self.alike) + self.noise
 
 
 class Read(NamedTuple):
@@ -129,6 +136,16 @@ def shared(codes: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.boo
     return equal
 
 
+def system_of(place: Place) -> tuple[str, str, str]:
+    """Return the mode, the engine and the system."""
+    return place.mode, place.backend, place.system
+
+
+def group(place: Place) -> str:
+    """Return the name of what corrections are taken for, or not: a mode, an engine and a class of systems."""
+    return ", ".join(getattr(place, name) for name in LEVELS[OF_ITS_GROUP])
+
+
 def _keys(place: Place) -> Iterator[tuple[str, ...]]:
     return (tuple(getattr(place, name) for name in level) for level in LEVELS)
 
@@ -139,9 +156,15 @@ class Table:
     def __init__(self, residuals: Iterable[Residual]) -> None:
         self.residuals = tuple(residuals)
         self.places = Places(each.place for each in self.residuals)
+        self.systems = {system_of(each.place) for each in self.residuals}
         self.at = np.array([each.at for each in self.residuals])
         self.left = np.array([each.left for each in self.residuals])
         self.weight = np.array([each.weight for each in self.residuals])
+
+    def of_its_group(self, place: Place) -> NDArray[np.bool_]:
+        """Tell which deployments are of this mode, engine and class of systems."""
+        same: NDArray[np.bool_] = self.places.codes[OF_ITS_GROUP] == self.places.of(place)[OF_ITS_GROUP]
+        return same
 
     def of_its_kind(self, place: Place) -> int:
         """Return how many deployments of this model, system and engine were measured."""
@@ -191,6 +214,5 @@ class Neighbours:
         common = shared(self._places.of(place)[:, None], self._codes)
         cross = covariance(kernel, common, at, self._at) + asked * self._own
         known = np.einsum("ij,ij->i", cross @ self.inverse, cross)
-        whole = sum(kernel.same) + sum(kernel.alike) + asked**2
-        left = np.maximum(whole - known, 0.0) + kernel.noise
+        left = np.maximum(kernel.unknown - kernel.noise + asked**2 - known, 0.0) + kernel.noise
         return Read(cross @ self.solved, kernel.widened.get(place.mode, 1.0) * np.sqrt(left))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
 
 from aegis.planner.estimate.worker import Left
-from aegis.planner.silicon.kriging import Neighbours, Read, Table
+from aegis.planner.silicon.kriging import Neighbours, Read, Table, group, system_of
+from aegis.planner.silicon.mechanism import share_of_decode, share_of_prefill, spread_of_decode
 from aegis.planner.silicon.places import at, place
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import ArrayLike
 
     from aegis.planner.estimate.worker import Worker
     from aegis.planner.operations import Floats, Ints
@@ -27,15 +31,28 @@ class Figure:
 
     def __init__(self, errors: Errors, site: Sequence[Residual] = ()) -> None:
         self.kernel = errors.kernel
+        self._unproven, self._apart = errors.unproven, errors.apart
         self._shipped = len(errors.residuals)
         self._table = Table((*errors.residuals, *site))
         self._neighbours: dict[tuple[object, ...], Neighbours] = {}
 
-    def read(self, place: Place, at: Matrix) -> Read:
-        """Return what is expected of a deployment at loads (n, features) of the same lengths."""
+    def read(self, place: Place, at: Matrix, share: Callable[[], ArrayLike]) -> Read:
+        """Return what is expected of a deployment at loads (n, features) of the same lengths.
+
+        `share` is that of the mechanism (`Residual`): where corrections are unproven and a site has no rows of its own, it is taken
+        back. Of a system without rows only the mechanism is taken, where the others' are no help.
+        """
+        spread = self._unproven.get(group(place))
+        if spread is not None and not self._table.of_its_group(place)[self._shipped :].any():
+            return Read(np.broadcast_to(-np.asarray(share()), len(at)), np.full(len(at), spread))
+        if place.mode in self._apart and system_of(place) not in self._table.systems:
+            spread = self.kernel.widened.get(place.mode, 1.0) * self.kernel.unknown**0.5
+            return Read(np.zeros(len(at)), np.full(len(at), spread))
+        return self._corrected(place, at)
+
+    def _corrected(self, place: Place, at: Matrix) -> Read:
         if not self._table.residuals:
-            whole = sum(self.kernel.same) + sum(self.kernel.alike) + self.kernel.noise
-            return Read(np.zeros(len(at)), np.full(len(at), np.sqrt(whole)))
+            return Read(np.zeros(len(at)), np.full(len(at), self.kernel.unknown**0.5))
         key = (*self._table.kind(place).tolist(), *at[0, 1:3].tolist())
         if key not in self._neighbours:
             chosen = self._table.nearest(self.kernel, place, at[0])
@@ -79,9 +96,16 @@ class Measurements:
         if key not in self._read:
             figure = self.ttft if name == "ttft" else self.tpot
             here = place(mode, worker)
-            read = figure.read(here, at(worker, load, _STEPS * groups))
+            share = (
+                partial(share_of_prefill, worker, load)
+                if name == "ttft"
+                else partial(share_of_decode, worker, load, _STEPS)
+            )
+            read = figure.read(here, at(worker, load, _STEPS * groups), share)
             if name == "tpot":
-                read = _growing(read, worker.decode(_STEPS, load.isl + load.osl // 2 + 1))
+                spread = np.hypot(read.spread, spread_of_decode(worker, load, _STEPS))
+                steps = worker.decode(_STEPS, load.isl + load.osl // 2 + 1)
+                read = _growing(Read(read.mean, spread), steps)
             self._read[key] = _Ladder(read, figure.of_its_kind(here))
         return self._read[key]
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+import numpy as np
 from msgspec import Struct
 
-from aegis.planner.estimate.host import Host  # noqa: TC001 - msgspec reads it
+from aegis.planner.estimate.host import Host
 from aegis.planner.operations import Kind, kind_of
 
 if TYPE_CHECKING:
     from aegis.planner.estimate.worker import Worker
-    from aegis.planner.operations import Floats, Leaf, Performance, Query
+    from aegis.planner.operations import Floats, Ints, Leaf, Performance, Query
+    from aegis.planner.problem import Load
     from aegis.planner.systems import System
 
 SystemClass: TypeAlias = Literal["hopper", "blackwell", "other"]
@@ -49,6 +51,11 @@ class AsMeasured:
         self._mechanism = mechanism
 
     @property
+    def alone(self) -> Performance:
+        """The same operations as they were measured alone."""
+        return self._performance
+
+    @property
     def system(self) -> System:
         """The hardware."""
         return self._performance.system
@@ -73,3 +80,34 @@ class AsMeasured:
 def as_measured(worker: Worker, mechanism: Mechanism) -> Worker:
     """Return a worker whose steps take as long as they do in a server."""
     return worker.changed(performance=AsMeasured(worker.performance, mechanism), host=mechanism.host)
+
+
+def share_of_prefill(worker: Worker, load: Load) -> float:
+    """Return ln of what `as_measured` makes of the time of a prompt; 0 where it was not asked."""
+    alone = _alone(worker)
+    return float(np.log(worker.prefill(1, load.isl) / alone.prefill(1, load.isl))) if alone else 0.0
+
+
+def share_of_decode(worker: Worker, load: Load, batch: Ints) -> Floats:
+    """Return ln of what `as_measured` makes of a decode step, in the shape of `batch`; 0 where it was not asked."""
+    alone, length = _alone(worker), load.isl + load.osl // 2 + 1
+    if alone is None:
+        return np.zeros(np.shape(batch))
+    share: Floats = np.log(worker.decode(batch, length) / alone.decode(batch, length))
+    return share
+
+
+def spread_of_decode(worker: Worker, load: Load, batch: Ints) -> Floats:
+    """Return the standard deviation of ln of a decode step that is owed to the host's, in the shape of `batch`."""
+    host = worker.host
+    share: Floats = (host.step + host.request * np.asarray(batch)) / worker.decode(
+        batch, load.isl + load.osl // 2 + 1
+    )
+    return host.spread * share
+
+
+def _alone(worker: Worker) -> Worker | None:
+    performance = worker.performance
+    if not isinstance(performance, AsMeasured):
+        return None
+    return worker.changed(performance=performance.alone, host=Host())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,13 +16,21 @@ from aegis.planner.models.resolve import find_model
 from aegis.planner.problem import Load, Tuning
 from aegis.planner.silicon.fitted import fitted
 from aegis.planner.silicon.measurements import Figure
-from aegis.planner.silicon.mechanism import as_measured, class_of
+from aegis.planner.silicon.mechanism import (
+    as_measured,
+    class_of,
+    share_of_decode,
+    share_of_prefill,
+    spread_of_decode,
+)
 from aegis.planner.silicon.places import at, place
 from aegis.planner.single import Asked, worker_of
 from aegis.planner.task import Formats, WorkerQuestion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from numpy.typing import ArrayLike
 
     from aegis.planner.estimate.worker import Worker
     from aegis.planner.problem import Parallel
@@ -49,6 +58,8 @@ class Seat(NamedTuple):
 
     place: Place
     at: Matrix  # (1, features)
+    share: Callable[[], ArrayLike]  # of the mechanism (`Residual`)
+    spread: float = 0.0  # of the mechanism itself: standard deviation of its logarithm
 
 
 class Placed(NamedTuple):
@@ -73,7 +84,7 @@ class Workers:
         Raises:
             AegisError: the model cannot be split so, or there are no figures.
         """
-        key = (row.model, row.system, row.backend, row.gemm, row.moe, split, row.isl + row.osl)
+        key = (row.model, row.system, row.backend, row.version, row.gemm, row.moe, split, row.isl + row.osl)
         if key not in self._built:
             try:
                 self._built[key] = self._worker(row, split)
@@ -89,7 +100,7 @@ class Workers:
         if self.known is None:
             return worker
         kind = class_of(worker.performance.system)
-        return as_measured(worker, self.known.mechanism(worker.backend, kind))
+        return as_measured(worker, self.known.mechanism(worker.backend, kind, row.version))
 
     def _asked(self, row: Deployment, split: Parallel) -> Asked:
         # A checkpoint that was published in four bits of its own is run in them, whatever a table calls them.
@@ -118,8 +129,13 @@ def placed(row: Deployment, workers: Workers) -> Placed:
     if row.prefill is None:
         batch = batch_of(row)
         found = rates(worker, load, batch, load.isl)
-        seat = Seat(place("agg", worker, version=row.version), at(worker, load, row.concurrency))
-        return Placed(float(found.ttft[0]), float(found.tpot[0]), seat, seat)
+        here, loads = place("agg", worker, version=row.version), at(worker, load, row.concurrency)
+        return Placed(
+            float(found.ttft[0]),
+            float(found.tpot[0]),
+            Seat(here, loads, partial(share_of_prefill, worker, load)),
+            _further(here, loads, worker, load, batch),
+        )
     before = workers.of(row, row.prefill)
     tpot = float(worker.decode(batch_of(row), load.isl + load.osl // 2 + 1))
     known = row.decode_workers > 0
@@ -130,9 +146,22 @@ def placed(row: Deployment, workers: Workers) -> Placed:
         Seat(
             place("disagg", before, version=row.version, known=known),
             at(before, load, row.concurrency),
+            partial(share_of_prefill, before, load),
         ),
-        Seat(place("disagg", worker, version=row.version, known=known), at(worker, load, users)),
+        _further(
+            place("disagg", worker, version=row.version, known=known),
+            at(worker, load, users),
+            worker,
+            load,
+            batch_of(row),
+        ),
     )
+
+
+def _further(here: Place, loads: Matrix, worker: Worker, load: Load, batch: int) -> Seat:
+    requests = np.array([batch])
+    spread = float(spread_of_decode(worker, load, requests)[0])
+    return Seat(here, loads, partial(share_of_decode, worker, load, requests), spread)
 
 
 def batch_of(row: Deployment) -> int:
@@ -186,11 +215,11 @@ def predict(
         if not corrected:
             yield Prediction(plain.ttft, plain.tpot)
             continue
-        first = first_tokens.read(*plain.first)
-        further = further_tokens.read(*plain.further)
+        first = first_tokens.read(*plain.first[:3])
+        further = further_tokens.read(*plain.further[:3])
         ttft = plain.ttft * float(np.exp(first.mean[0]))
         tpot = plain.tpot * float(np.exp(further.mean[0]))
-        spreads = float(first.spread[0]), float(further.spread[0])
+        spreads = float(first.spread[0]), float(np.hypot(further.spread[0], plain.further.spread))
         yield Prediction(
             ttft,
             tpot,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -103,7 +104,7 @@ def _of_kind(known: Errors, site: Sequence[Residual], asked: Sequence[int]) -> I
     neighbours = Neighbours(known.kernel, table, chosen.tolist(), of_site.tolist())
     for row in asked:
         own = site[row]
-        before = shipped.read(own.place, np.array([own.at])).mean[0] - own.left
+        before = shipped.read(own.place, np.array([own.at]), partial(float, own.share)).mean[0] - own.left
         same = np.array([table.residuals[each].place == own.place for each in chosen])
         blocks = chosen == row, of_site & same
         yield [_share(before), *(_share(_less(neighbours, block, chosen == row)) for block in blocks)]

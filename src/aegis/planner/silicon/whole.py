@@ -8,6 +8,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from aegis.errors import AegisError
+from aegis.planner.silicon.crossed import apart, unproven
 from aegis.planner.silicon.fit import fit_mechanism, steps
 from aegis.planner.silicon.fitted import Errors, Fitted
 from aegis.planner.silicon.kriging import LEVELS, Kernel, Residual
@@ -42,20 +43,27 @@ def fit(
     tell(f"step times of {len(deployments)} deployments")
     measured = steps(deployments, Workers())
     tell(f"mechanism, from {len(measured.tpot)}")
-    known = Fitted(mechanisms=fit_mechanism(measured), ttft=_NOTHING, tpot=_NOTHING)
+    mechanisms, versions = fit_mechanism(measured)
+    known = Fitted(mechanisms=mechanisms, versions=versions, ttft=_NOTHING, tpot=_NOTHING)
     tell("what remains")
     ttft, tpot = left_over(deployments, known)
     if kernels is not None:
         return replace(
             known,
-            ttft=Errors(kernel=kernels.ttft.kernel, residuals=tuple(ttft)),
-            tpot=Errors(kernel=kernels.tpot.kernel, residuals=tuple(tpot)),
+            ttft=_errors(kernels.ttft.kernel, ttft),
+            tpot=_errors(kernels.tpot.kernel, tpot),
         )
     tell(f"variances, from {len(tpot)}")
-    first, further = (
-        Errors(kernel=kernel, residuals=tuple(rows)) for kernel, rows in map(fit_kernel, (ttft, tpot))
+    return replace(known, ttft=_errors(*fit_kernel(ttft)), tpot=_errors(*fit_kernel(tpot)))
+
+
+def _errors(kernel: Kernel, residuals: Sequence[Residual]) -> Errors:
+    return Errors(
+        kernel=kernel,
+        residuals=tuple(residuals),
+        unproven=unproven(kernel, residuals),
+        apart=apart(kernel, residuals),
     )
-    return replace(known, ttft=first, tpot=further)
 
 
 def left_over(deployments: Iterable[Deployment], known: Fitted) -> tuple[list[Residual], list[Residual]]:
@@ -75,4 +83,7 @@ def left_over(deployments: Iterable[Deployment], known: Fitted) -> tuple[list[Re
 
 def _residual(identity: str, seat: Seat, ratio: float) -> Residual:
     at = tuple(round(float(each), 4) for each in seat.at[0])
-    return Residual(id=identity, place=seat.place, at=at, left=round(float(np.log(ratio)), 4))
+    share = float(np.ravel(seat.share())[0])
+    return Residual(
+        id=identity, place=seat.place, at=at, left=round(float(np.log(ratio)), 4), share=round(share, 4)
+    )
