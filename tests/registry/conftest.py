@@ -141,6 +141,9 @@ def push(node: str, *reports: Report) -> Push:
     return Push(node=node, services=reports)
 
 
+TURNS = 3  # of a loop, until what is closed is gone
+
+
 @contextmanager
 def running(store: Store, clock: Clock, port: int = 0, **options: Any) -> Iterator[Site]:
     loop = asyncio.new_event_loop()
@@ -162,6 +165,11 @@ def running(store: Store, clock: Clock, port: int = 0, **options: Any) -> Iterat
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        # A connection that came in while the server ended is known to the loop alone.
+        for transport in list(loop._transports.values()):  # type: ignore[attr-defined]
+            transport.abort()
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
 
     try:
         runner = call(start())
