@@ -43,6 +43,34 @@ def test_the_operations_of_a_step_add_up_to_it(aegis: Callable[..., Outcome]) ->
     assert found["tokens_per_s_user"] == pytest.approx(1000 / found["tpot"])
 
 
+def test_what_is_simulated_is_what_the_formulas_say_where_answers_are_alike(
+    aegis: Callable[..., Outcome],
+) -> None:
+    asked = (*ESTIMATE, "--tp", "2", "--batch", "1", "--batch", "24")
+    for found in json.loads(aegis(*asked, "--simulate", "0", "--json").out):
+        seen = found["simulated"]
+        assert seen["tpot"] == pytest.approx(found["tpot"], rel=0.01)
+        assert seen["ttft"] == pytest.approx(found["ttft"], rel=0.1)
+        assert seen["tokens_per_s_gpu"] == pytest.approx(found["tokens_per_s_gpu"], rel=0.02)
+    (_, uneven), (_, alike) = (
+        json.loads(aegis(*asked, "--simulate", each, "--json").out) for each in ("60", "0")
+    )
+    assert uneven["simulated"]["ttft"] != alike["simulated"]["ttft"]
+    assert uneven["ttft"] == alike["ttft"]
+    table = aegis(*asked, "--simulate", "0").out.splitlines()
+    assert "SIMULATED TTFT" in table[0]
+    assert table[2].endswith(f"{alike['simulated']['tpot']:.3f} ms")
+    one = aegis(*ESTIMATE, "--batch", "8", "--simulate", "20").out
+    assert "simulated step by step, answers up to 20% shorter or longer" in one
+    assert json.loads(aegis(*ESTIMATE, "--json").out)["simulated"] is None
+
+
+def test_a_simulation_of_too_many_requests_is_refused(aegis: Callable[..., Outcome]) -> None:
+    outcome = aegis(*ESTIMATE, "--batch", "5000", "--simulate", "0")
+    assert outcome.code == 2
+    assert "--simulate: 5000 requests, of at most 4096" in outcome.err
+
+
 def test_an_estimate_that_does_not_fit_says_the_bytes(aegis: Callable[..., Outcome]) -> None:
     outcome = aegis("plan", "estimate", "--model", "meta-llama/Llama-3.1-70B", "--system", "h100_sxm")
     assert outcome.code == 1

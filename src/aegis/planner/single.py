@@ -19,6 +19,7 @@ from aegis.planner.models.splits import objection
 from aegis.planner.operations import Fallback, NoData, Overlap, kind_of
 from aegis.planner.perf.sol import SpeedOfLight
 from aegis.planner.search.agg import Points, evaluate_points, sureness
+from aegis.planner.simulated import Simulated  # noqa: TC001 - msgspec reads it
 from aegis.planner.solve import Parts
 from aegis.planner.task import Formats, Lists, Question
 
@@ -90,6 +91,7 @@ class Estimate(Struct, frozen=True, kw_only=True):
     tpot_spread: float = 0.0
     measured: int = 0  # deployments of this model, system and engine behind it
     notes: tuple[str, ...] = ()
+    simulated: Simulated | None = None  # step by step, where that was asked for
 
 
 class Asked(NamedTuple):

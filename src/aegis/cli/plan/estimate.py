@@ -26,9 +26,11 @@ from aegis.planner.task import Formats, WorkerQuestion
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from aegis.planner.estimate.worker import Worker
     from aegis.planner.single import Estimate
 
 SIZES = ("tp", "pp", "dp", "moe_tp", "moe_ep", "cp")
+PERCENT = 100
 _POSITIVE = click.IntRange(min=1, max=10**8)
 
 
@@ -50,6 +52,12 @@ _POSITIVE = click.IntRange(min=1, max=10**8)
 )
 @click.option(
     "--context-tokens", type=_POSITIVE, metavar="TOKENS", help="Prompt tokens of a mixed step (default: isl)."
+)
+@click.option(
+    "--simulate",
+    type=click.FloatRange(0, 99),
+    metavar="PERCENT",
+    help="Also batch step by step, answers up to so much shorter or longer.",
 )
 @click.option("--tp", type=_POSITIVE, default=1, show_default=True, help="Tensor parallel.")
 @click.option("--pp", type=_POSITIVE, default=1, show_default=True, help="Pipeline parallel.")
@@ -94,11 +102,9 @@ def command(**options: Any) -> None:
     )
     worker = priced(experiment)
     found = [
-        replace(
-            estimate(worker, load, Tuning(), batch=batch, context_tokens=options["context_tokens"]),
-            model=experiment.model_name,
-        )
+        _simulated(replace(each, model=experiment.model_name), worker, options["simulate"])
         for batch in dict.fromkeys(options["batches"])
+        for each in [estimate(worker, load, Tuning(), batch=batch, context_tokens=options["context_tokens"])]
     ]
     _print(found, as_json=options["as_json"])
     for note in dict.fromkeys((*experiment.notes, *found[0].notes)):
@@ -107,6 +113,22 @@ def command(**options: Any) -> None:
     if too_large is not None:
         short = worker.shortage(load, role="agg", batch=too_large)
         raise AegisError(f"this does not fit: {short}", hint="split it further, or take a smaller --batch")
+
+
+def _simulated(found: Estimate, worker: Worker, percent: float | None) -> Estimate:
+    """Return an estimate with what a simulation says, where one was asked for."""
+    if percent is None:
+        return found
+    from aegis.planner.simulated import simulated  # noqa: PLC0415 - only where it is asked for
+
+    seen = simulated(
+        worker,
+        found.load,
+        batch=found.batch,
+        context_tokens=found.context_tokens,
+        uneven=percent / PERCENT,
+    )
+    return replace(found, simulated=seen)
 
 
 def _print(found: Sequence[Estimate], *, as_json: bool) -> None:

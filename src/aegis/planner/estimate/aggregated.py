@@ -68,8 +68,7 @@ def rates(worker: Worker, load: Load, batch: ArrayLike, context_tokens: ArrayLik
     corrected = "closed-loop-ttft" in worker.estimator.corrections
     times = _times(worker, load, turn, all_kinds=corrected)
     ttft = (_closed_loop if corrected else _factored)(worker, load, turn, times)
-    if "host-time-in-ttft" in worker.estimator.corrections:
-        ttft = ttft + worker.host.first + worker.host.waits * times.decode
+    ttft = ttft + host_time(worker, times.decode)
     whole = turn.mixed * times.mixed + turn.decoding * times.decode
     rate = _ratio(1000.0 * turn.batch, whole)
     if "whole-round-tpot" in worker.estimator.corrections:
@@ -85,6 +84,13 @@ def rates(worker: Worker, load: Load, batch: ArrayLike, context_tokens: ArrayLik
         ttft, tpot = ttft * first.factor, tpot * further.factor
         rate = _ratio(1000.0 * turn.batch, ttft + tpot * (load.osl - 1))  # Little's law
     return Rates(ttft, tpot, rate * worker.split.pp * worker.split.dp)
+
+
+def host_time(worker: Worker, decode: Floats) -> Floats:
+    """Return ms until the scheduler looks at a new request, whose decode steps take so many; 0 by rules that have none."""
+    if "host-time-in-ttft" not in worker.estimator.corrections:
+        return np.zeros_like(decode)
+    return worker.host.first + worker.host.waits * decode
 
 
 def undisturbed(worker: Worker, load: Load, batch: Ints) -> Floats:

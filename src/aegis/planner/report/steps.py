@@ -37,6 +37,7 @@ def report(estimate: Estimate) -> str:
     return "\n".join(
         [
             *_delivered(estimate),
+            *_simulated(estimate),
             "",
             *_held(estimate),
             *(line for step in estimate.steps for line in _step(step)),
@@ -63,9 +64,15 @@ def summary(estimates: Sequence[Estimate]) -> tuple[tuple[str, ...], list[tuple[
         )
         for each in estimates
     ]
-    if not any(each.spread for each in estimates):
-        return head, [row[: len(head)] for row in rows]
-    return (*head, INTERVAL, "MEASURED"), rows
+    columns: tuple[str, ...] = head
+    if any(each.spread for each in estimates):
+        columns = (*head, INTERVAL, "MEASURED")
+    rows = [row[: len(columns)] for row in rows]
+    if all(each.simulated for each in estimates):
+        columns = (*columns, "SIMULATED TTFT", "TPOT")
+        seen = [each.simulated for each in estimates if each.simulated]
+        rows = [(*row, f"{of.ttft:.2f} ms", f"{of.tpot:.3f} ms") for row, of in zip(rows, seen, strict=True)]
+    return columns, rows
 
 
 def _delivered(estimate: Estimate) -> Iterator[str]:
@@ -96,6 +103,17 @@ def _delivered(estimate: Estimate) -> Iterator[str]:
         yield f"  {name:<18}{value:>14}   {intervals.get(name, '')}".rstrip()
     if estimate.spread:
         yield f"  {INTERVAL} of the time between these, {support(estimate.measured, estimate.spread)}"
+
+
+def _simulated(estimate: Estimate) -> Iterator[str]:
+    seen = estimate.simulated
+    if seen is None:
+        return
+    lengths = f"answers up to {seen.uneven:.0%} shorter or longer" if seen.uneven else "answers of one length"
+    yield f"simulated step by step, {lengths}, ten requests of each user:"
+    yield f"  {'TTFT':<18}{f'{seen.ttft:.2f} ms':>14}"
+    yield f"  {'TPOT':<18}{f'{seen.tpot:.3f} ms':>14}"
+    yield f"  {'tokens/s/gpu':<18}{f'{seen.tokens_per_s_gpu:.2f}':>14}"
 
 
 def _held(estimate: Estimate) -> Iterator[str]:
