@@ -149,6 +149,9 @@ def test_accuracy_of_what_was_never_measured_says_what_was(accuracy: Callable[..
     assert outcome.code == 4
     assert "no deployment of a40 was measured" in outcome.err
     assert "b200_sxm, h100_sxm" in outcome.err
+    outcome = accuracy("--system", "h100_sxm", "--model", "meta-llama/Llama-3.1-70B")
+    assert outcome.code == 4
+    assert f"there are some of {MODEL};" in outcome.err
     assert accuracy("--system", "h100_smx").code == 2
     assert accuracy("--model", "nonsense").code == 2
 

@@ -106,7 +106,8 @@ def _nothing(system: str | None, backend: str | None, model: str | None) -> Aegi
 
     rows = shipped()
     asked = " with ".join(filter(None, (system, backend, model)))
-    known = sorted({row.system for row in rows}) if system else sorted({row.model for row in rows})
+    there = [row for row in rows if system in {None, row.system}]
+    known = sorted({row.model for row in there} or {row.system for row in rows})
     return NotFoundError(
         f"no deployment of {asked or 'any system'} was measured",
         hint=f"there are some of {', '.join(known)}; rows of your own: aegis plan calibrate",
