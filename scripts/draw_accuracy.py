@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -36,7 +37,7 @@ from aegis.planner.estimate.host import Host
 from aegis.planner.silicon.crossed import outside
 from aegis.planner.silicon.fit import rows
 from aegis.planner.silicon.fitted import fitted
-from aegis.planner.silicon.kriging import group, system_of
+from aegis.planner.silicon.kriging import system_of
 from aegis.planner.silicon.mechanism import KINDS
 from aegis.planner.silicon.predict import Prediction, Workers, placed, predict
 from aegis.planner.silicon.score import Outcome
@@ -88,16 +89,16 @@ def _outside(
     known, kernel = {each.id: each for each in errors.residuals}, errors.kernel
     residuals = [known[each] for each in ids]
     mean, variance = outside(kernel, residuals, lambda each: block(each.id, each.place))
-    spread = np.sqrt(variance) * [kernel.widened.get(each.place.mode, 1.0) for each in residuals]
+    spread = np.sqrt(variance + kernel.noise) * [
+        kernel.widened.get(each.place.mode, 1.0) for each in residuals
+    ]
     blocks = [block(each.id, each.place) for each in residuals]
     seen = {(system_of(each.place), inside) for each, inside in zip(residuals, blocks, strict=True)}
     systems = Counter(system for system, _ in seen)
     for number, each in enumerate(residuals):
-        if each.place.mode in errors.apart and systems[system_of(each.place)] == 1:  # none outside
-            spread[number] = kernel.widened.get(each.place.mode, 1.0) * kernel.unknown**0.5
-            mean[number] = 0.0
-        if group(each.place) in errors.unproven:
-            mean[number], spread[number] = -each.share, errors.unproven[group(each.place)]
+        seen = systems[system_of(each.place)] > 1  # outside its block
+        if untaken := errors.untaken(each.place, partial(getattr, each, "share"), 1, seen=seen):
+            mean[number], spread[number] = untaken.mean[0], untaken.spread[0]
     return mean, spread
 
 

@@ -28,7 +28,7 @@ def deployment(row: Residual) -> Hashable:
 def outside(
     kernel: Kernel, residuals: Sequence[Residual], block: Callable[[Residual], Hashable] = deployment
 ) -> tuple[Floats, Floats]:
-    """Return what rows outside its block say of each row, and the variance of that with a measurement's, both (rows,).
+    """Return what rows outside its block say of the error of each row, and the variance of that, both (rows,).
 
     One inverse knows all of it (Rasmussen and Williams 2006, 5.4.2, for single rows).
     """
@@ -45,7 +45,7 @@ def outside(
         own = np.linalg.inv(inverse[np.ix_(inside, inside)])
         mean[inside] = left[inside] - own @ solved[inside]
         variance[inside] = np.diag(own)
-    return mean, np.maximum(variance - noise, 0.0) + kernel.noise
+    return mean, np.maximum(variance - noise, 0.0)
 
 
 def apart(kernel: Kernel, residuals: Sequence[Residual]) -> tuple[str, ...]:

@@ -9,18 +9,22 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from aegis.files import write_atomically
-from aegis.planner.silicon.kriging import Kernel, Residual  # noqa: TC001 - msgspec reads it
+from aegis.planner.silicon.kriging import Kernel, Read, Residual, group
 from aegis.planner.silicon.mechanism import Mechanism  # noqa: TC001 - msgspec reads it
 from aegis.planner.systems import DATA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from numpy.typing import ArrayLike
+
+    from aegis.planner.silicon.kriging import Place
     from aegis.planner.silicon.mechanism import SystemClass
 
 FITTED: Final = DATA / "silicon" / "fitted.json.xz"
@@ -37,6 +41,23 @@ class Errors(Struct, frozen=True, kw_only=True):
     # Modes in which, by cross-validation, a system that nobody measured is predicted better by the mechanism alone than
     # with what other systems leave over.
     apart: tuple[str, ...] = ()
+
+    def untaken(self, place: Place, share: Callable[[], ArrayLike], loads: int, *, seen: bool) -> Read | None:
+        """Return what is expected of a deployment where its correction is not taken, else nothing.
+
+        Args:
+            place: of the deployment.
+            share: of the mechanism (`Residual`): it is taken back where corrections are unproven.
+            loads: how many elements the answer has.
+            seen: whether deployments of its system are known: else only the mechanism is taken, where the others' are no help.
+        """
+        spread = self.unproven.get(group(place))
+        if spread is not None:
+            return Read(np.broadcast_to(-np.asarray(share()), loads), np.full(loads, spread))
+        if seen or place.mode not in self.apart:
+            return None
+        spread = self.kernel.widened.get(place.mode, 1.0) * self.kernel.unknown**0.5
+        return Read(np.zeros(loads), np.full(loads, spread))
 
 
 class Fitted(Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import numpy as np
 
 from aegis.planner.estimate.worker import Left
-from aegis.planner.silicon.kriging import Neighbours, Read, Table, group, system_of
+from aegis.planner.silicon.kriging import Neighbours, Read, Table, system_of
 from aegis.planner.silicon.mechanism import share_of_decode, share_of_prefill, spread_of_decode
 from aegis.planner.silicon.places import at, place
 
@@ -30,8 +30,7 @@ class Figure:
     """What is left over of one figure, TTFT or TPOT, with a site's own rows among the others."""
 
     def __init__(self, errors: Errors, site: Sequence[Residual] = ()) -> None:
-        self.kernel = errors.kernel
-        self._unproven, self._apart = errors.unproven, errors.apart
+        self.kernel, self._errors = errors.kernel, errors
         self._shipped = len(errors.residuals)
         self._table = Table((*errors.residuals, *site))
         self._neighbours: dict[tuple[object, ...], Neighbours] = {}
@@ -39,16 +38,13 @@ class Figure:
     def read(self, place: Place, at: Matrix, share: Callable[[], ArrayLike]) -> Read:
         """Return what is expected of a deployment at loads (n, features) of the same lengths.
 
-        `share` is that of the mechanism (`Residual`): where corrections are unproven and a site has no rows of its own, it is taken
-        back. Of a system without rows only the mechanism is taken, where the others' are no help.
+        `share` is that of the mechanism (`Residual`). Where a site has rows of the group its correction is taken in any case.
         """
-        spread = self._unproven.get(group(place))
-        if spread is not None and not self._table.of_its_group(place)[self._shipped :].any():
-            return Read(np.broadcast_to(-np.asarray(share()), len(at)), np.full(len(at), spread))
-        if place.mode in self._apart and system_of(place) not in self._table.systems:
-            spread = self.kernel.widened.get(place.mode, 1.0) * self.kernel.unknown**0.5
-            return Read(np.zeros(len(at)), np.full(len(at), spread))
-        return self._corrected(place, at)
+        untaken = None
+        if not self._table.of_its_group(place)[self._shipped :].any():
+            seen = system_of(place) in self._table.systems
+            untaken = self._errors.untaken(place, share, len(at), seen=seen)
+        return untaken or self._corrected(place, at)
 
     def _corrected(self, place: Place, at: Matrix) -> Read:
         if not self._table.residuals:

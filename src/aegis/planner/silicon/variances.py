@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
+from aegis.planner.silicon.crossed import outside
 from aegis.planner.silicon.kriging import LEVELS, Kernel, Places, covariance, shared
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ def fit_kernel(residuals: Sequence[Residual]) -> tuple[Kernel, list[Residual]]:
     """Return the variances, and the residuals with their weights."""
     from scipy.optimize import minimize  # noqa: PLC0415 - of the development environment
 
-    values = np.array([each.left for each in residuals])
     chosen = _sample(residuals)
     terms = _terms([residuals[each] for each in chosen])
     logarithms = np.full(len(terms.parts) + 1, _START)
@@ -55,32 +55,29 @@ def fit_kernel(residuals: Sequence[Residual]) -> tuple[Kernel, list[Residual]]:
             options={"maxiter": _STEPS},
         ).x
         kernel = _kernel(logarithms)
-        error, spread = left_out(kernel, residuals, weights, values)
-        weights = np.minimum((_FREEDOM + 1) / (_FREEDOM + (error / spread) ** 2), 1.0)
-    error, spread = left_out(kernel, residuals, weights, values)
+        error, variance = _left_out(kernel, residuals, weights)
+        weights = np.minimum(
+            (_FREEDOM + 1) / (_FREEDOM + error**2 / (variance + kernel.noise / weights)), 1.0
+        )
+    error, variance = _left_out(kernel, residuals, weights)
     # What is new is as sure as any measurement, not as one that lost weight.
-    spread = np.sqrt(np.maximum(spread**2 - kernel.noise / weights, 0.0) + kernel.noise)
+    spread = np.sqrt(variance + kernel.noise)
     modes = np.array([each.place.mode for each in residuals])
     widened = {
         mode: round(float(np.quantile((np.abs(error) / spread)[modes == mode], _SHARE)) / _HELD, 3)
         for mode in sorted(set(modes.tolist()))
     }
-    weighed = [
-        replace(each, weight=round(float(weight), 3)) for each, weight in zip(residuals, weights, strict=True)
-    ]
-    return replace(kernel, widened=widened), weighed
+    return replace(kernel, widened=widened), _weighed(residuals, np.round(weights, 3))
 
 
-def left_out(
-    kernel: Kernel, residuals: Sequence[Residual], weights: Floats, values: Floats
-) -> tuple[Floats, Floats]:
-    """Return the error of each value as the others predict it, and the standard deviation of that."""
-    codes, at = _coded(residuals)
-    own = covariance(kernel, shared(codes, codes), at, at)
-    own[np.diag_indices(len(own))] += kernel.noise / weights
-    inverse = np.linalg.inv(own)
-    variance = 1 / np.diag(inverse)
-    return (inverse @ values) * variance, np.sqrt(variance)
+def _weighed(residuals: Sequence[Residual], weights: Floats) -> list[Residual]:
+    return [replace(each, weight=float(weight)) for each, weight in zip(residuals, weights, strict=True)]
+
+
+def _left_out(kernel: Kernel, residuals: Sequence[Residual], weights: Floats) -> tuple[Floats, Floats]:
+    """Return by how much the others miss what is left over of each row, and the variance of what they say."""
+    said, variance = outside(kernel, _weighed(residuals, weights), lambda each: each.id)
+    return said - [each.left for each in residuals], variance
 
 
 def _kernel(logarithms: Floats) -> Kernel:
