@@ -99,8 +99,8 @@ class Measurements:
             )
             read = figure.read(here, at(worker, load, _STEPS * groups), share)
             if name == "tpot":
-                spread = np.hypot(read.spread, spread_of_decode(worker, load, _STEPS))
                 steps = worker.decode(_STEPS, load.isl + load.osl // 2 + 1)
+                spread = np.hypot(read.spread, spread_of_decode(worker.host, _STEPS, steps))
                 read = _growing(Read(read.mean, spread), steps)
             self._read[key] = _Ladder(read, figure.of_its_kind(here))
         return self._read[key]

@@ -97,13 +97,16 @@ def share_of_decode(worker: Worker, load: Load, batch: Ints) -> Floats:
     return share
 
 
-def spread_of_decode(worker: Worker, load: Load, batch: Ints) -> Floats:
-    """Return the standard deviation of ln of a decode step that is owed to the host's, in the shape of `batch`."""
-    host = worker.host
-    share: Floats = (host.step + host.request * np.asarray(batch)) / worker.decode(
-        batch, load.isl + load.osl // 2 + 1
-    )
-    return host.spread * share
+def spread_of_decode(host: Host, batch: Ints, steps: Floats) -> Floats:
+    """Return the standard deviation of ln of decode steps that is owed to the host's.
+
+    Args:
+        host: of the worker.
+        batch: running requests.
+        steps: ms of a step of so many, in the shape of `batch`.
+    """
+    spread: Floats = host.spread * (host.step + host.request * batch) / steps
+    return spread
 
 
 def _alone(worker: Worker) -> Worker | None:

@@ -160,7 +160,8 @@ def placed(row: Deployment, workers: Workers) -> Placed:
 
 def _further(here: Place, loads: Matrix, worker: Worker, load: Load, batch: int) -> Seat:
     requests = np.array([batch])
-    spread = float(spread_of_decode(worker, load, requests)[0])
+    steps = worker.decode(requests, load.isl + load.osl // 2 + 1)
+    spread = float(spread_of_decode(worker.host, requests, steps)[0])
     return Seat(here, loads, partial(share_of_decode, worker, load, requests), spread)
 
 
