@@ -102,9 +102,8 @@ def covariance(kernel: Kernel, shared: NDArray[np.bool_], one: Matrix, other: Ma
     """
     scale = np.array(kernel.lengths)
     apart = np.zeros((len(one), len(other)))
-    for left, right in zip(
-        (one / scale).T, (other / scale).T, strict=True
-    ):  # less memory at once: twice as fast
+    # One feature at a time: with all of them in one array it takes twice as long.
+    for left, right in zip((one / scale).T, (other / scale).T, strict=True):
         apart += np.subtract.outer(left, right) ** 2
     variances = np.array([kernel.same, kernel.alike])
     same, alike = (variances @ shared.reshape(len(shared), -1)).reshape(2, *shared.shape[1:])
