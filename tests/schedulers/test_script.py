@@ -243,15 +243,18 @@ class Batch:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
+    def end(self) -> None:
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
 
 @pytest.fixture
 def batch(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Batch]:
     made = Batch(tmp_path, getattr(request, "param", (0, 0)))
     yield made
-    if made.process:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(made.process.pid, signal.SIGKILL)
-        made.process.wait()
+    made.end()
 
 
 def test_each_component_has_a_name_a_place_and_nodes_of_its_own(batch: Batch) -> None:
@@ -299,9 +302,34 @@ def test_a_component_that_fails_at_once_leaves_the_other_alone(batch: Batch) -> 
     assert len(batch.output("b")) == 1
 
 
-def test_a_second_signal_changes_nothing(batch: Batch) -> None:
+@pytest.mark.parametrize("gap", [0, 0.001, 0.003])
+def test_a_second_signal_changes_nothing(tmp_path: Path, gap: float) -> None:
+    """Many times, for whether the second one arrives while the first is told on is up to chance."""
+    batches = []
+    for number in range(15):
+        (folder := tmp_path / str(number)).mkdir()
+        batches.append(Batch(folder, (0, 0)))
+    with contextlib.ExitStack() as ends:
+        for each in batches:
+            each.start()
+            ends.callback(each.end)
+        for each in batches:
+            each.wait_for("a", "b")
+            assert each.process
+            each.process.terminate()
+            time.sleep(gap)
+            each.process.terminate()
+        assert [each.process.wait(20) for each in batches if each.process] == [0] * len(batches)
+
+
+def test_a_signal_before_all_are_launched_reaches_every_component(batch: Batch) -> None:
+    job = batch.folder / "job.sh"
+    held, up = (f"until [ -e {name} ]; do sleep 0.01; done\n" for name in ("told", "ready.b"))
+    text = job.read_text().replace('launches+=("$!")\n', f'launches+=("$!")\n{held}', 1)
+    job.write_text(text.replace("trap 'kill", f"{up}trap 'kill"))
     process = batch.start()
-    batch.wait_for("a", "b")
+    batch.wait_for("a")
     process.terminate()
-    process.terminate()
+    (batch.folder / "told").touch()
     assert process.wait(20) == 0
+    assert [batch.output(model)[1:] for model in "ab"] == [["a told"], ["b told"]]

@@ -20,15 +20,20 @@ if TYPE_CHECKING:
 
 # Several launches: a signal ends their servers, and each writes why and what is left; the job ends with the first bad code.
 OWN_VARIABLES = "# shellcheck disable=SC2030,SC2031 # what a component exports is for itself alone"
-TRAP = "trap 'stopped=1; kill -TERM $(jobs -p) 2>/dev/null' TERM INT"
-WAIT = """code=0
+BEFORE = "trap told=1 TERM INT  # passed on when all are launched"
+# A wait that a signal cut short says nothing of the launch, and of two signals in a row the second may cut short the next wait
+# without its trap being run again. So the codes are asked for when every launch has ended and no signal counts any more.
+AFTER = """trap 'kill -TERM $(jobs -pr) 2>/dev/null' TERM INT
+[ -z "$told" ] || kill -TERM $$
+while [ -n "$(jobs -pr)" ]; do  # a signal ends the wait, not the launches
+  wait "${launches[@]}"
+done
+trap '' TERM INT
+wait "${launches[@]}"  # takes with it what a signal of the last moment left behind
+code=0
 for job in "${launches[@]}"; do
-  stopped=1
-  while [ -n "$stopped" ]; do  # a signal ended the wait, not the launch
-    stopped=
-    wait "$job"
-    this=$?
-  done
+  wait "$job"
+  this=$?
   [ "$code" -ne 0 ] || code=$this
 done
 exit "$code\""""
@@ -65,13 +70,13 @@ def script(request: JobRequest, shell: JobShell | None = None) -> str:
         if shell:
             lines += _own_place(component, shell, "")
         return "\n".join([*lines, *_launch(request.python, component), ""])
-    lines += ["", TRAP]
+    lines += ["", BEFORE]
     for number, component in enumerate(request.components):
         lines += ["", "("]
         if shell:
             lines += [*_own_place(component, shell, f"+{number}"), *shell.narrowing[number]]
         lines += [*_launch(request.python, component), ") &", 'launches+=("$!")']
-    return "\n".join([*lines, "", WAIT, ""])
+    return "\n".join([*lines, "", AFTER, ""])
 
 
 def _chain(after: After | None) -> list[str]:
