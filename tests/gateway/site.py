@@ -15,6 +15,7 @@ from aegis.api.targets import Target
 from aegis.gateway.gateway import Gateway
 from aegis.gateway.server import running, tls_of
 from aegis.gateway.settings import Settings
+from tests.listening import let_nobody_in
 
 if TYPE_CHECKING:
     import ssl
@@ -115,6 +116,7 @@ class Server:
         """Listen no more; connections stay."""
 
         async def close() -> None:
+            await let_nobody_in(each.fileno() for each in self._server.sockets)
             self._server.close()
 
         self._site.do(close())

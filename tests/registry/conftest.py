@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from aegis.registry.client import RegistryClient
 from aegis.registry.model import Push, Report
 from aegis.registry.server import make_app
 from aegis.registry.store import Store
+from tests.listening import let_nobody_in, turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,12 +143,10 @@ def push(node: str, *reports: Report) -> Push:
     return Push(node=node, services=reports)
 
 
-TURNS = 3  # of a loop, until what is closed is gone
-
-
 @contextmanager
 def running(store: Store, clock: Clock, port: int = 0, **options: Any) -> Iterator[Site]:
     loop = asyncio.new_event_loop()
+    listener = socket.create_server(("127.0.0.1", port), backlog=128)
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
@@ -156,32 +156,30 @@ def running(store: Store, clock: Clock, port: int = 0, **options: Any) -> Iterat
     async def start() -> web.AppRunner:
         runner = web.AppRunner(make_app(store, **options), shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
+        await web.SockSite(runner, listener).start()
         return runner
 
-    async def finish() -> None:
+    async def finish(runner: web.AppRunner) -> None:
         """End what aiohttp leaves for later: a loop that stops under a task is a warning, and so an error here."""
+        await let_nobody_in([listener.fileno()])
+        await runner.cleanup()
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-        # A connection that came in while the server ended is known to the loop alone.
-        for transport in list(loop._transports.values()):  # type: ignore[attr-defined]
-            transport.abort()
-        for _ in range(TURNS):
-            await asyncio.sleep(0)
+        await turn()
 
     try:
         runner = call(start())
         try:
             yield Site(runner.addresses[0][1], store, clock)
         finally:
-            call(runner.cleanup())
-            call(finish())
+            call(finish(runner))
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+        listener.close()
 
 
 @pytest.fixture
