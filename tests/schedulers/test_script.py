@@ -222,12 +222,13 @@ class Batch:
         parts = [component(model, folder=f"{folder}/it's logs") for model in "ab"]
         text = script(request(*parts, work_dir=str(folder), python=str(python)), SHELL)
         (folder / "job.sh").write_text(text)
+        self.environ: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> subprocess.Popen[bytes]:
         self.process = subprocess.Popen(
             ["bash", str(self.folder / "job.sh")],
-            env={"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "SCHED_ID": "7.server"},
+            env={"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "SCHED_ID": "7.server"} | self.environ,
             start_new_session=True,
         )
         return self.process
@@ -264,6 +265,17 @@ def test_each_component_has_a_name_a_place_and_nodes_of_its_own(batch: Batch) ->
     logs = batch.folder / "it's logs"
     assert batch.output("a") == [f"sched://7.server+0 {logs}/a.7+0 one"]
     assert batch.output("b") == [f"sched://7.server+1 {logs}/b.7+1 two"]
+
+
+def test_the_names_of_the_script_may_mean_something_else_to_the_user(batch: Batch) -> None:
+    batch.environ = {"told": "1", "launches": "1", "code": "9", "job": "1"}
+    process = batch.start()
+    batch.wait_for("a", "b")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.terminate()
+    assert process.wait(20) == 0
+    assert [batch.output(model)[1:] for model in "ab"] == [["a told"], ["b told"]]
 
 
 @pytest.mark.parametrize(

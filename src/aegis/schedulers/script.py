@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 # Several launches: a signal ends their servers, and each writes why and what is left; the job ends with the first bad code.
 OWN_VARIABLES = "# shellcheck disable=SC2030,SC2031 # what a component exports is for itself alone"
-BEFORE = "trap told=1 TERM INT  # passed on when all are launched"
+BEFORE = """launches=() told=  # whatever the user's environment has under these names
+trap told=1 TERM INT  # passed on when all are launched"""
 # A wait that a signal cut short says nothing of the launch, and of two signals in a row the second may cut short the next wait
 # without its trap being run again. So the codes are asked for when every launch has ended and no signal counts any more.
 AFTER = """trap 'kill -TERM $(jobs -pr) 2>/dev/null' TERM INT
