@@ -25,7 +25,7 @@ SOURCE = ROOT / "src" / "aegis"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # Small helpers that any part may use, and that use nothing but each other.
-BASE = {"archive", "counts", "cpulist", "errors", "files", "page", "processes", "step", "version"}
+BASE = {"archive", "counts", "cpulist", "decoding", "errors", "files", "page", "processes", "step", "version"}
 
 # The data path: part -> the parts that it may import besides BASE. A new part needs a line here.
 MAY_IMPORT: dict[str, set[str]] = {

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 from msgspec import Struct
 
+from aegis.decoding import from_json
 from aegis.errors import AegisError, NotFoundError
 from aegis.files import write_atomically
 from aegis.spec.suggest import did_you_mean
@@ -140,7 +141,7 @@ class RunDir:
             NotFoundError: there is none.
         """
         try:
-            return msgspec.json.decode(self.manifest.read_bytes(), type=Manifest)
+            return from_json(self.manifest.read_bytes(), Manifest)
         except (OSError, msgspec.DecodeError) as error:
             raise NotFoundError(f"no manifest of a job at {self.manifest}: {error}") from None
 

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from aegis.api.http import authorization
+from aegis.decoding import from_json
 from aegis.errors import AegisError, ConfigError, SiteError
 from aegis.registry.model import NO_ENGINE
 
@@ -126,7 +127,7 @@ def models_of(host: str, port: int, api_key: str | None = None, seconds: float =
         if response.status != http.client.OK:
             hint = "set VLLM_API_KEY" if response.status == http.client.UNAUTHORIZED else None
             raise SiteError(f"{target.address} answers /v1/models with HTTP {response.status}", hint=hint)
-        cards = msgspec.json.decode(body, type=ModelList).data
+        cards = from_json(body, ModelList).data
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SiteError(f"{target.address} does not answer: {reason}") from None

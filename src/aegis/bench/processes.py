@@ -51,6 +51,9 @@ class Report(Struct, frozen=True):
     generator: Generator
 
 
+_report = msgspec.msgpack.Decoder(Report)  # made before threads: see `aegis.decoding`
+
+
 class Measured(Struct, frozen=True):
     """A load that ended: an outcome for each work, in order; when it began; and how the generator kept up."""
 
@@ -132,7 +135,7 @@ def _tell(child: subprocess.Popen[bytes], share: tuple[Work, ...]) -> None:
 
 def _hear(child: subprocess.Popen[bytes], began: float) -> Report:
     _send(child.stdin, msgspec.msgpack.encode(began))
-    return msgspec.msgpack.decode(_receive(child.stdout), type=Report)
+    return _report.decode(_receive(child.stdout))
 
 
 def _merged(parts: Sequence[Part]) -> Outcome:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from aegis.decoding import from_json
 from aegis.errors import NotFoundError
 from aegis.fleet.watch import Policy, Watcher
 from aegis.runs import (
@@ -145,7 +146,7 @@ class Jobs:
             return manifest
         try:
             content = self.transport.read(str(run_of(manifest).manifest))
-            return msgspec.json.decode(content, type=Manifest)
+            return from_json(content, Manifest)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, SchedulerUnavailable):
             return manifest
 
@@ -219,7 +220,7 @@ class Jobs:
         found = []
         for text in self.transport.run(["bash", "-c", MANIFESTS]).out.split(SEPARATOR):
             with contextlib.suppress(msgspec.DecodeError):
-                found.append(msgspec.json.decode(text, type=Manifest))
+                found.append(from_json(text, Manifest))
         return found
 
     def _stranger(self, text: str) -> Manifest | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
+from aegis.decoding import from_json
 from aegis.errors import SiteError
 from aegis.files import PRIVATE, write_atomically
 from aegis.runs import ENDED
@@ -193,7 +194,7 @@ class Watcher:
 
     def _read(self) -> Memory:
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=Memory)
+            return from_json(self._file.read_bytes(), Memory)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return Memory()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import Struct
 
+from aegis.decoding import from_json
 from aegis.errors import AegisError, ConfigError, PartialSuccess
 from aegis.fleet.services import tied
 
@@ -123,7 +124,7 @@ class Work:
 
     def _read_summary(self) -> Summary:
         try:
-            return msgspec.json.decode(self._summary.read_bytes(), type=Summary)
+            return from_json(self._summary.read_bytes(), Summary)
         except (OSError, msgspec.DecodeError):
             return Summary()
 

@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
+from aegis.decoding import from_json
 from aegis.errors import AegisError, ConfigError, NotFoundError, RegistryUnreachable, SiteError
 from aegis.registry.model import (
     Acknowledgement,
@@ -190,7 +191,7 @@ class RegistryClient:
     def decode(self, answer: bytes, type_: type[T]) -> T:
         """Return the value of an answer, or raise RegistryUnreachable when no registry can have sent it."""
         try:
-            return msgspec.json.decode(answer, type=type_)
+            return from_json(answer, type_)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise self._stranger() from None
 
@@ -208,7 +209,7 @@ class RegistryClient:
 
     def _refused(self, status: int, path: str, answer: bytes) -> AegisError:
         try:
-            reason = msgspec.json.decode(answer, type=Failure).error
+            reason = from_json(answer, Failure).error
         except (msgspec.DecodeError, UnicodeDecodeError):
             return self._stranger(f" (HTTP {status})")
         if status == http.client.UNAUTHORIZED:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import msgspec
 
+from aegis.decoding import learnt
 from aegis.errors import Problem
 from aegis.spec.document import SHOWN
 from aegis.spec.suggest import did_you_mean
@@ -93,6 +94,7 @@ def convert(value: Any, type_: Any, *, text: Any = None, strict: bool = True) ->
     Raises:
         msgspec.ValidationError: it does not fit the type.
     """
+    learnt(type_)
     try:
         return msgspec.convert(value, type_, strict=strict)
     except msgspec.ValidationError:

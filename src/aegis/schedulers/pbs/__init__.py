@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from aegis.decoding import from_json
 from aegis.errors import AegisError, NotFoundError, SiteError
 from aegis.runs import ENDED, Manifest, index_link
 from aegis.schedulers.base import (
@@ -205,7 +206,7 @@ class Pbs:
         found = {}
         for handle, _, text in self._index(handles):
             try:
-                manifest = msgspec.json.decode(text, type=Manifest)
+                manifest = from_json(text, Manifest)
             except msgspec.DecodeError:
                 continue
             found[handle] = _last_known(manifest)
