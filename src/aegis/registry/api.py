@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 from aiohttp import web
 
+from aegis.decoding import from_json
 from aegis.registry import federating
 from aegis.registry.metrics import Metrics
 from aegis.registry.model import (
@@ -200,7 +201,7 @@ class Api:
 
     async def retire(self, request: web.Request) -> web.Response:
         try:
-            wish = msgspec.json.decode(await _body(request), type=Retirement)
+            wish = from_json(await _body(request), Retirement)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _refuse(f"malformed wish to retire: {error}") from None
         answer = self._store.retire(wish)
@@ -302,7 +303,7 @@ async def _body(request: web.Request) -> bytes:
 
 def _decode(body: bytes, type_: type[T], what: str) -> T:
     try:
-        return msgspec.json.decode(body, type=type_)
+        return from_json(body, type_)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _refuse(f"malformed {what}: {error}") from None
 
