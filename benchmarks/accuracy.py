@@ -3,7 +3,7 @@
 Its predictions of the same rows are recorded (tests/fixtures/aiconfigurator); where it is installed, a sample is recomputed.
 A row whose measurement stands in the fit half under another name is a copy and does not count; both figures are given.
 Then each system in turn is left out of the fit, of the mechanism and of what it leaves over: what remains is a prediction for
-a system that nobody has measured. (How alike errors are at all, some forty variances, stays as it is carried along.)
+a system that nobody has measured. (How alike errors are at all, some hundred variances, stays as it is carried along.)
 """
 
 from __future__ import annotations

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
     from aegis.planner.silicon.deployments import Deployment
     from aegis.planner.silicon.fitted import Fitted
-    from aegis.planner.silicon.kriging import Kernel
     from aegis.planner.silicon.score import Outcome
 
 FEW: Final = 20  # rows of a group that say little
 USERS: Final = (4, 16, 64, 256, 1024)
 CALLED: Final = dict(zip(BACKENDS, ("TensorRT-LLM", "vLLM", "SGLang"), strict=True))
 SINGLE: Final = "a row"  # left out in turn
+ANEW: Final = "a system"
+ANEW_ALONE: Final = "a system, mechanism alone"
+IN_MODES: Final = (SINGLE, ANEW, ANEW_ALONE)
 
 
 def grouped(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -96,7 +98,7 @@ def crossed(stages: Mapping[str, Sequence[Outcome]]) -> Iterator[str]:
     yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
     for name, outcomes in stages.items():
         yield _scored(name, outcomes)
-        for mode, found in by_mode(outcomes).items() if name == SINGLE else ():
+        for mode, found in by_mode(outcomes).items() if name in IN_MODES else ():
             yield _scored(f"{name}, {mode}", found)
 
 
@@ -178,25 +180,31 @@ def unproven(known: Fitted) -> Iterator[str]:
 
 
 def levels(known: Fitted) -> Iterator[str]:
-    """Yield a table of standard deviations by level."""
-    yield "| level | TPOT: the same at all loads | alike at like loads | TTFT: the same | alike |"
-    yield "|---|--:|--:|--:|--:|"
-    kernels: tuple[Kernel, ...] = known.tpot.kernel, known.ttft.kernel
-    words = {"kind": "class of systems", "backend": "engine", "split": "split", "formats": "number formats"}
+    """Yield a table of standard deviations by level and mode: of the part that is the same at all loads, and of the other."""
+    figures = {"TPOT": known.tpot.kernels, "TTFT": known.ttft.kernels}
+    columns = [f"{name}: {mode}" for name, kernels in figures.items() for mode in kernels]
+    yield f"| level | {' | '.join(columns)} |"
+    yield f"|---|{'--:|' * len(columns)}"
+    every = [kernel for kernels in figures.values() for kernel in kernels.values()]
+    words = {"kind": "class of systems", "backend": "engine", "formats": "number formats"}
     for number, level in enumerate(LEVELS):
-        name = ", ".join(words.get(each, each) for each in level)
-        sizes = (part[number] for kernel in kernels for part in (kernel.same, kernel.alike))
-        yield f"| {name} | {' | '.join(f'{np.sqrt(each):.0%}' for each in sizes)} |"
-    noise = [f"{np.sqrt(kernel.noise):.0%}" for kernel in kernels]
-    yield f"| what no level explains | {noise[0]} | | {noise[1]} | |"
+        name = ", ".join(words.get(each, each) for each in level[1:]) or "all deployments"
+        sizes = (f"{_deviation(each.same[number])}, {_deviation(each.alike[number])}" for each in every)
+        yield f"| {name} | {' | '.join(sizes)} |"
+    yield f"| what no level explains | {' | '.join(_deviation(each.noise) for each in every)} |"
+
+
+def _deviation(variance: float) -> str:
+    return f"{np.sqrt(variance):.0%}"
 
 
 def widening(known: Fitted) -> Iterator[str]:
     """Yield a table of the factors on standard deviations."""
-    yield "| mode | TPOT | TTFT |"
-    yield "|---|--:|--:|"
-    for mode, factor in known.tpot.kernel.widened.items():
-        yield f"| {mode} | {factor:.2f} | {known.ttft.kernel.widened[mode]:.2f} |"
+    yield "| mode | TPOT | once more for a new system | TTFT | once more for a new system |"
+    yield "|---|--:|--:|--:|--:|"
+    for mode, tpot in known.tpot.kernels.items():
+        ttft = known.ttft.kernels[mode]
+        yield f"| {mode} | {tpot.widened:.2f} | {tpot.further:.2f} | {ttft.widened:.2f} | {ttft.further:.2f} |"
 
 
 def counts() -> Iterator[str]:

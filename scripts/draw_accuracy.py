@@ -1,14 +1,13 @@
 """Make the tables and pictures of docs/accuracy.md again: how near predictions are to the fit half of the measured deployments.
 
 Run in the project's environment, after `python scripts/fit_silicon.py`: `python scripts/draw_accuracy.py`. It takes some minutes and never
-looks at the test half. What a row's own measurement says of it never counts: rows, deployments or systems are left out of what
-remains in turn (of the mechanism they are not: `scripts/bench accuracy` does that).
+looks at the test half. What a row's own measurement says of it never counts: rows, deployments or models are left out of what remains in
+turn, systems of the mechanism too.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from accuracy_pictures import bars, scatter
 from accuracy_tables import (
+    ANEW,
+    ANEW_ALONE,
     FEW,
     SINGLE,
     counts,
@@ -37,10 +38,11 @@ from aegis.planner.estimate.host import Host
 from aegis.planner.silicon.crossed import outside
 from aegis.planner.silicon.fit import rows
 from aegis.planner.silicon.fitted import fitted
-from aegis.planner.silicon.kriging import system_of
 from aegis.planner.silicon.mechanism import KINDS
 from aegis.planner.silicon.predict import Prediction, Workers, placed, predict
 from aegis.planner.silicon.score import Outcome
+from aegis.planner.silicon.variances import spread_of
+from aegis.planner.silicon.whole import fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -56,7 +58,6 @@ PAGE = DOCS / "accuracy.md"
 BLOCKS: Final[dict[str, tuple[str, ...]]] = {
     "a deployment": ("mode", "backend", "system", "model", "formats", "split"),
     "a model": ("model",),
-    "a system": ("system",),
 }
 
 
@@ -86,20 +87,27 @@ def _outside(
     errors: Errors, ids: Sequence[str], block: Callable[[str, Place], Hashable]
 ) -> tuple[Floats, Floats]:
     """Return the mean and the standard deviation of each row, read from rows outside its block."""
-    known, kernel = {each.id: each for each in errors.residuals}, errors.kernel
+    known = {each.id: each for each in errors.residuals}
     residuals = [known[each] for each in ids]
-    mean, variance = outside(kernel, residuals, lambda each: block(each.id, each.place))
-    spread = np.sqrt(variance + kernel.noise) * [
-        kernel.widened.get(each.place.mode, 1.0) for each in residuals
-    ]
-    blocks = [block(each.id, each.place) for each in residuals]
-    seen = {(system_of(each.place), inside) for each, inside in zip(residuals, blocks, strict=True)}
-    systems = Counter(system for system, _ in seen)
+    mean, variance = outside(errors.kernels, residuals, lambda each: block(each.id, each.place))
+    kernels = [errors.kernels[each.place.mode] for each in residuals]
+    spread = np.array([spread_of(kernel, each) for kernel, each in zip(kernels, variance, strict=True)])
     for number, each in enumerate(residuals):
-        seen = systems[system_of(each.place)] > 1  # outside its block
-        if untaken := errors.untaken(each.place, partial(getattr, each, "share"), 1, seen=seen):
+        if untaken := errors.untaken(each.place, partial(getattr, each, "share"), 1):
             mean[number], spread[number] = untaken.mean[0], untaken.spread[0]
     return mean, spread
+
+
+def anew(chosen: Sequence[Deployment], known: Fitted) -> dict[str, list[Outcome]]:
+    """Return what is said of each system by a fit to the others, and by its mechanism alone."""
+    corrected, alone = [], []
+    for system in sorted({row.system for row in chosen}):
+        own = [row for row in chosen if row.system == system]
+        others = fit([row for row in chosen if row.system != system], kernels=known)
+        said = zip(own, predict(own, known=others), strict=True)
+        corrected += [Outcome(row, each) for row, each in said if not isinstance(each, str)]
+        alone += by_mechanism(own, others)
+    return {ANEW: corrected, ANEW_ALONE: alone}
 
 
 def without(known: Fitted) -> Iterator[tuple[str, Fitted]]:
@@ -147,7 +155,7 @@ def tables(chosen: Sequence[Deployment], known: Fitted, drawn: dict[str, list[Ou
         "parts": parts({"nothing: the whole mechanism": mechanism} | less),
         "levels": levels(known),
         "widened": widening(known),
-        "crossed": crossed(drawn | others),
+        "crossed": crossed(drawn | others | anew(asked, known)),
     }
     return {name: "\n".join(lines).replace("%", " %") for name, lines in found.items()}
 

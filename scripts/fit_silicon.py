@@ -29,7 +29,7 @@ def main() -> None:
     for backend, versions in found.versions.items():
         print(backend, "host's time by version", versions)
     for name, errors in (("TTFT", found.ttft), ("TPOT", found.tpot)):
-        print(name, errors.kernel, "not corrected:", errors.unproven)
+        print(name, errors.kernels, "not corrected:", errors.unproven)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,10 @@ BASE = Deployment(
 )
 SILENT = "no figures"
 NOTHING_LEFT = Errors(
-    kernel=Kernel(same=(0.01,) * len(LEVELS), alike=(0.01,) * len(LEVELS), lengths=(1.0,) * 5, noise=0.001),
+    kernels=dict.fromkeys(
+        ("agg", "disagg"),
+        Kernel(same=(0.01,) * len(LEVELS), alike=(0.01,) * len(LEVELS), lengths=(1.0,) * 5, noise=0.001),
+    ),
     residuals=(),
 )
 PLAIN = Mechanism(

@@ -64,12 +64,17 @@ class Fleet:
     def wait_for(self, handle: str, status: str, words: str = "", seconds: float = 60.0) -> dict[str, Any]:
         """Return the job when it has a status, and some words in its reason."""
 
-        def seen() -> dict[str, Any] | None:
-            view = self.view(handle)
-            return view if view["model_status"] == status and words in view["reason"] else None
+        told = {"model_status": "", "reason": ""}
 
-        found: dict[str, Any] = wait_until(seen, f"{handle} {status} {words}", seconds)
-        return found
+        def seen() -> bool:
+            told.update(self.view(handle))
+            return told["model_status"] == status and words in told["reason"]
+
+        try:
+            wait_until(seen, f"{handle} {status} {words}", seconds)
+        except pytest.fail.Exception as error:
+            pytest.fail(f"{error}; it is {told['model_status']}: {told['reason']}")
+        return told
 
     def servers(self) -> list[int]:
         """Return the live engines."""

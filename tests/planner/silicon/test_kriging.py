@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from aegis.planner.problem import Load
-from aegis.planner.silicon.crossed import apart, outside, unproven
+from aegis.planner.estimator import ESTIMATORS
+from aegis.planner.problem import Load, Parallel, Tuning
+from aegis.planner.silicon.crossed import outside, unproven
 from aegis.planner.silicon.fit import rows
 from aegis.planner.silicon.fitted import Errors, fitted
 from aegis.planner.silicon.kriging import (
@@ -24,9 +25,12 @@ from aegis.planner.silicon.kriging import (
     group,
 )
 from aegis.planner.silicon.measurements import Figure
-from aegis.planner.silicon.mechanism import share_of_prefill
+from aegis.planner.silicon.mechanism import share_of_prefill, spread_of_tables
 from aegis.planner.silicon.predict import Prediction, Workers, placed, predict
 from aegis.planner.silicon.whole import left_over
+from aegis.planner.single import Asked, estimate, worker_of
+from aegis.planner.systems import load_system
+from aegis.planner.task import WorkerQuestion
 
 HERE = Place(
     mode="agg",
@@ -64,7 +68,7 @@ def read(residuals: list[Residual], place: Place = HERE, at: tuple[float, ...] =
 
 
 def test_where_nothing_was_measured_nothing_is_corrected_and_little_is_sure() -> None:
-    figure = Figure(Errors(kernel=KERNEL, residuals=()))
+    figure = Figure(Errors(kernels={"agg": KERNEL}, residuals=()))
     mean, spread = figure.read(HERE, np.array([AT]), float)
     assert (mean[0], figure.of_its_kind(HERE)) == (0.0, 0)
     assert spread[0] == pytest.approx(math.sqrt(0.01 * 2 * len(LEVELS) + 0.01))
@@ -98,6 +102,16 @@ def test_the_nearer_deployment_says_more() -> None:
     assert 0 < read(far)[0] < read(near)[0] < 0.5
 
 
+def test_a_system_that_nobody_measured_is_less_sure() -> None:
+    residuals = [Residual(id="", place=HERE, at=AT, left=0.5)]
+    for place, factor in ((HERE, 1.0), (replace(HERE, system="x100"), 3.0)):
+        spreads = [
+            Neighbours(kernel, Table(residuals), [0]).read(place, np.array([AT])).spread[0]
+            for kernel in (KERNEL, replace(KERNEL, further=3.0))
+        ]
+        assert spreads[1] == pytest.approx(factor * spreads[0])
+
+
 def test_what_was_fitted_is_what_the_planner_leaves_over_today() -> None:
     """Else the tables, the models or the formulas have changed: run scripts/fit_silicon.py."""
     known = fitted()
@@ -115,8 +129,10 @@ def test_what_was_fitted_is_what_the_planner_leaves_over_today() -> None:
 def test_no_correction_that_is_taken_is_worse_than_none(figure: str) -> None:
     """Each deployment of the fit half as the other deployments predict it, against the prediction without what was fitted."""
     errors: Errors = getattr(fitted(), figure)
-    assert unproven(errors.kernel, errors.residuals) == errors.unproven
-    corrected = np.abs(outside(errors.kernel, errors.residuals)[0] - [each.left for each in errors.residuals])
+    assert unproven(errors.kernels, errors.residuals) == errors.unproven
+    corrected = np.abs(
+        outside(errors.kernels, errors.residuals)[0] - [each.left for each in errors.residuals]
+    )
     none = np.abs([each.left + each.share for each in errors.residuals])
     groups = [group(each.place) for each in errors.residuals]
     assert set(errors.unproven) < set(groups)
@@ -126,7 +142,8 @@ def test_no_correction_that_is_taken_is_worse_than_none(figure: str) -> None:
 
 
 def test_where_corrections_are_unproven_there_are_none() -> None:
-    known = fitted()
+    fit, spread = fitted(), 1.3
+    known = replace(fit, ttft=replace(fit.ttft, unproven={"disagg, trtllm, blackwell": spread}))
     chosen = [
         row
         for row in rows()
@@ -135,36 +152,64 @@ def test_where_corrections_are_unproven_there_are_none() -> None:
     ][:5]
     assert chosen
     workers, alone = Workers(known), Workers()
-    for row, said in zip(chosen, predict(chosen), strict=True):
+    for row, said in zip(chosen, predict(chosen, known=known), strict=True):
         found, prompt = placed(row, workers), Load(isl=row.isl, osl=row.osl)
         assert row.prefill is not None
         corrected, plain = (float(each.of(row, row.prefill).prefill(1, row.isl)) for each in (workers, alone))
         assert isinstance(said, Prediction)
         assert said.ttft == pytest.approx(found.ttft * plain / corrected)
-        assert said.ttft_spread == known.ttft.unproven["disagg, trtllm, blackwell"]
+        assert said.ttft_spread == spread
         assert share_of_prefill(alone.of(row, row.prefill), prompt) == 0
     # Rows of a site's own say more than none.
     ttft, tpot = left_over(chosen, known)
-    for said in predict(chosen, site_ttft=ttft, site_tpot=tpot):
+    for said in predict(chosen, known=known, site_ttft=ttft, site_tpot=tpot):
         assert isinstance(said, Prediction)
-        assert said.ttft_spread < known.ttft.unproven["disagg, trtllm, blackwell"]
+        assert said.ttft_spread < spread
 
 
-def test_of_a_system_that_nobody_measured_the_mechanism_alone_is_taken_where_others_are_no_help() -> None:
-    for errors in (fitted().ttft, fitted().tpot):
-        assert apart(errors.kernel, errors.residuals) == errors.apart == ("agg",)
-        figure = Figure(errors)
-        measured = next(each for each in errors.residuals if each.place.mode == "agg")
-        asked = np.array([measured.at])
-        there, new = (
-            figure.read(replace(measured.place, system=system), asked, float)
-            for system in (measured.place.system, "x100")
+def test_groups_whose_corrections_are_worse_than_none_are_found() -> None:
+    """Deployments of one group that contradict each other, beside one whose deployments agree."""
+    splits = [str(number) for number in range(6)]
+    agree = [
+        Residual(id=split, place=replace(HERE, split=split), at=AT, left=0.5, share=-0.1) for split in splits
+    ]
+    contrary = replace(HERE, backend="sglang")
+    contradict = [
+        Residual(id=split, place=replace(contrary, split=split), at=AT, left=sign * 0.5, share=-sign * 0.5)
+        for split, sign in zip(splits, (1, -1) * 3, strict=True)
+    ]
+    assert list(unproven({"agg": KERNEL}, [*agree, *contradict])) == ["agg, sglang, hopper"]
+
+
+@given(RESIDUALS, RESIDUALS)
+def test_modes_say_nothing_of_each_other(one: list[Residual], other: list[Residual]) -> None:
+    kernels = {"agg": KERNEL, "disagg": replace(KERNEL, noise=0.5)}
+    moved = [replace(each, place=replace(each.place, mode="disagg")) for each in other]
+    together = outside(kernels, [*one, *moved])
+    alone = outside(kernels, one), outside(kernels, moved)
+    for both, *apart in zip(together, *alone, strict=True):
+        assert both == pytest.approx(np.concatenate(apart))
+
+
+def test_intervals_of_systems_without_tables_hold_what_these_may_be_off() -> None:
+    measured = load_system("h100_sxm")
+    estimated = replace(measured, estimated=True, uncertainty=0.4)
+    assert spread_of_tables(measured) == 0
+    assert math.exp(1.645 * spread_of_tables(estimated)) == pytest.approx(1.4)  # in nine of ten cases
+
+    def spread(system: str) -> float:
+        asked = Asked(
+            worker=WorkerQuestion(model="Qwen/Qwen3-32B", system=system, backends=("vllm",)),
+            split=Parallel(tp=4),
+            load=Load(isl=2000, osl=300),
+            tuning=Tuning(),
+            estimator=ESTIMATORS["aegis"],
         )
-        assert there.mean[0] != 0
-        assert new.mean[0] == 0
-        assert new.spread[0] > there.spread[0]
-        own = replace(measured, place=replace(measured.place, system="x100"))
-        assert Figure(errors, [own]).read(own.place, asked, float).mean[0] != 0
+        return estimate(worker_of(asked), asked.load, asked.tuning, batch=16).ttft_spread
+
+    tables = spread_of_tables(load_system("a100_40"))
+    assert tables > 0
+    assert spread("a100_40") == pytest.approx(math.hypot(spread("a100_sxm"), tables), rel=0.01)
 
 
 def test_what_nobody_measured_of_a_version_makes_its_steps_less_sure() -> None:

@@ -22,6 +22,7 @@ KERNEL = Kernel(
     lengths=(1.5, 1.0, 1.0, 1.0, 1.0),
     noise=0.002,
 )
+KERNELS = {"agg": KERNEL}
 PLACE = Place(
     mode="agg",
     backend="vllm",
@@ -44,7 +45,7 @@ def rows(place: Place, left: Sequence[float], isl: float = 7.0, weight: float = 
 
 
 SHIPPED = Errors(
-    kernel=KERNEL,
+    kernels=KERNELS,
     residuals=(
         *rows(FAR, (0.1, 0.2, 0.1)),
         *rows(replace(PLACE, system="h200_sxm"), (0.3, -0.1), weight=0.5),
@@ -81,10 +82,10 @@ def test_rows_of_ones_own_help_where_all_of_them_say_the_same() -> None:
 
 
 def test_what_a_site_measured_counts_more_than_the_same_elsewhere() -> None:
-    there = Errors(kernel=KERNEL, residuals=tuple(rows(PLACE, (0.0, 0.0, 0.0))))
+    there = Errors(kernels=KERNELS, residuals=tuple(rows(PLACE, (0.0, 0.0, 0.0))))
     own = rows(PLACE, (0.4, 0.4, 0.4))
     together = (
-        Figure(Errors(kernel=KERNEL, residuals=(*there.residuals, *own))).read(PLACE, AT, float).mean[0]
+        Figure(Errors(kernels=KERNELS, residuals=(*there.residuals, *own))).read(PLACE, AT, float).mean[0]
     )
     assert together == pytest.approx(0.2, abs=0.01)
     assert 0.3 < Figure(there, own).read(PLACE, AT, float).mean[0] < 0.4

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from msgspec.structs import replace
 
-from aegis.planner.silicon.kriging import Places, covariance, group, shared, system_of
+from aegis.planner.silicon.kriging import Places, covariance, group, shared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from aegis.planner.operations import Floats
     from aegis.planner.silicon.kriging import Kernel, Residual
@@ -25,10 +25,31 @@ def deployment(row: Residual) -> Hashable:
     return replace(row.place, version="")
 
 
+def by_mode(residuals: Sequence[Residual]) -> dict[str, list[int]]:
+    """Return which rows are of which mode: modes have nothing in common."""
+    found: dict[str, list[int]] = {}
+    for number, each in enumerate(residuals):
+        found.setdefault(each.place.mode, []).append(number)
+    return found
+
+
 def outside(
-    kernel: Kernel, residuals: Sequence[Residual], block: Callable[[Residual], Hashable] = deployment
+    kernels: Mapping[str, Kernel],
+    residuals: Sequence[Residual],
+    block: Callable[[Residual], Hashable] = deployment,
 ) -> tuple[Floats, Floats]:
-    """Return what rows outside its block say of the error of each row, and the variance of that, both (rows,).
+    """Return what rows outside its block say of the error of each row, and the variance of that, both (rows,)."""
+    mean, variance = np.zeros(len(residuals)), np.zeros(len(residuals))
+    for mode, numbers in by_mode(residuals).items():
+        of_mode = [residuals[each] for each in numbers]
+        mean[numbers], variance[numbers] = outside_in_mode(kernels[mode], of_mode, block)
+    return mean, variance
+
+
+def outside_in_mode(
+    kernel: Kernel, residuals: Sequence[Residual], block: Callable[[Residual], Hashable]
+) -> tuple[Floats, Floats]:
+    """Return the same of rows of one mode.
 
     One inverse knows all of it (Rasmussen and Williams 2006, 5.4.2, for single rows).
     """
@@ -48,28 +69,13 @@ def outside(
     return mean, np.maximum(variance - noise, 0.0)
 
 
-def apart(kernel: Kernel, residuals: Sequence[Residual]) -> tuple[str, ...]:
-    """Return the modes in which deployments of a system are nearer to the mechanism alone than with what others leave over.
-
-    Nearer by the mean of |ln(measured / predicted)|.
-    """
-    left = np.array([each.left for each in residuals])
-    corrected = np.abs(outside(kernel, residuals, lambda each: system_of(each.place))[0] - left)
-    modes = np.array([each.place.mode for each in residuals])
-    return tuple(
-        mode
-        for mode in sorted(set(modes.tolist()))
-        if corrected[modes == mode].mean() > np.abs(left[modes == mode]).mean()
-    )
-
-
-def unproven(kernel: Kernel, residuals: Sequence[Residual]) -> dict[str, float]:
+def unproven(kernels: Mapping[str, Kernel], residuals: Sequence[Residual]) -> dict[str, float]:
     """Return the groups where corrections of deployments that nobody measured are worse than none, with the spread of none.
 
     Worse by the mean of |ln(measured / predicted)|, which is what the fit makes small. Where rows are few their spread is like that of
     their mode.
     """
-    corrected = np.abs(outside(kernel, residuals)[0] - [each.left for each in residuals])
+    corrected = np.abs(outside(kernels, residuals)[0] - [each.left for each in residuals])
     none = np.abs([each.left + each.share for each in residuals])
     modes = np.array([each.place.mode for each in residuals])
     groups = np.array([group(each.place) for each in residuals])

@@ -33,31 +33,24 @@ FITTED: Final = DATA / "silicon" / "fitted.json.xz"
 class Errors(Struct, frozen=True, kw_only=True):
     """What is left over of one figure, TTFT or TPOT."""
 
-    kernel: Kernel
+    kernels: dict[str, Kernel]  # by mode
     residuals: tuple[Residual, ...]
     # By group, where cross-validation says that corrected predictions are worse than none: the standard deviation of the
     # logarithm of those that are not corrected (`silicon.crossed`).
     unproven: dict[str, float] = {}
-    # Modes in which, by cross-validation, a system that nobody measured is predicted better by the mechanism alone than
-    # with what other systems leave over.
-    apart: tuple[str, ...] = ()
 
-    def untaken(self, place: Place, share: Callable[[], ArrayLike], loads: int, *, seen: bool) -> Read | None:
+    def untaken(self, place: Place, share: Callable[[], ArrayLike], loads: int) -> Read | None:
         """Return what is expected of a deployment where its correction is not taken, else nothing.
 
         Args:
             place: of the deployment.
             share: of the mechanism (`Residual`): it is taken back where corrections are unproven.
             loads: how many elements the answer has.
-            seen: whether deployments of its system are known: else only the mechanism is taken, where the others' are no help.
         """
         spread = self.unproven.get(group(place))
-        if spread is not None:
-            return Read(np.broadcast_to(-np.asarray(share()), loads), np.full(loads, spread))
-        if seen or place.mode not in self.apart:
+        if spread is None:
             return None
-        spread = self.kernel.widened.get(place.mode, 1.0) * self.kernel.unknown**0.5
-        return Read(np.zeros(loads), np.full(loads, spread))
+        return Read(np.broadcast_to(-np.asarray(share()), loads), np.full(loads, spread))
 
 
 class Fitted(Struct, frozen=True, kw_only=True):

@@ -68,15 +68,14 @@ class Residual(Struct, frozen=True, kw_only=True):
 
 
 class Kernel(Struct, frozen=True, kw_only=True):
-    """Variances of the errors."""
+    """Variances of the errors of one mode."""
 
     same: tuple[float, ...]  # by level: of the part that is the same at all loads
     alike: tuple[float, ...]  # of the part that is alike at like loads
     lengths: tuple[float, ...]  # distances in `at` over which loads are alike
     noise: float  # between two measurements of the same
-    widened: dict[
-        str, float
-    ] = {}  # by mode: factor on the standard deviation, such that 80 % of the fit half lie within 80 %
+    widened: float = 1.0  # factor on the standard deviation, such that 80 % of the fit half lie within 80 %
+    further: float = 1.0  # the same once more, of systems that nobody measured
 
     @property
     def unknown(self) -> float:
@@ -140,14 +139,13 @@ def shared(codes: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.boo
     return equal
 
 
-def system_of(place: Place) -> tuple[str, str, str]:
-    """Return the mode, the engine and the system."""
-    return place.mode, place.backend, place.system
-
-
 def group(place: Place) -> str:
     """Return the name of what corrections are taken for, or not: a mode, an engine and a class of systems."""
     return ", ".join(getattr(place, name) for name in LEVELS[OF_ITS_GROUP])
+
+
+def _system(place: Place) -> tuple[str, str]:
+    return place.mode, place.system
 
 
 def _keys(place: Place) -> Iterator[tuple[str, ...]]:
@@ -160,10 +158,14 @@ class Table:
     def __init__(self, residuals: Iterable[Residual]) -> None:
         self.residuals = tuple(residuals)
         self.places = Places(each.place for each in self.residuals)
-        self.systems = {system_of(each.place) for each in self.residuals}
+        self._systems = {_system(each.place) for each in self.residuals}
         self.at = np.array([each.at for each in self.residuals])
         self.left = np.array([each.left for each in self.residuals])
         self.weight = np.array([each.weight for each in self.residuals])
+
+    def knows_system(self, place: Place) -> bool:
+        """Tell whether deployments on this system were measured in this mode."""
+        return _system(place) in self._systems
 
     def of_its_group(self, place: Place) -> NDArray[np.bool_]:
         """Tell which deployments are of this mode, engine and class of systems."""
@@ -202,7 +204,7 @@ class Neighbours:
     """
 
     def __init__(self, kernel: Kernel, table: Table, chosen: Sequence[int], own: Sequence[bool] = ()) -> None:
-        self._kernel, self._places = kernel, table.places
+        self._kernel, self._table = kernel, table
         self._codes, self._at = table.places.codes[:, chosen], table.at[chosen]
         self._own = np.array(own or [False] * len(chosen), dtype=np.float64) * ELSEWHERE**0.5
         among = shared(self._codes, self._codes)
@@ -215,8 +217,9 @@ class Neighbours:
         """Return what is expected of a deployment at loads (n, features)."""
         kernel = self._kernel
         asked = float(self._own.max())  # of a site that has measured
-        common = shared(self._places.of(place)[:, None], self._codes)
+        common = shared(self._table.places.of(place)[:, None], self._codes)
         cross = covariance(kernel, common, at, self._at) + asked * self._own
         known = np.einsum("ij,ij->i", cross @ self.inverse, cross)
         left = np.maximum(kernel.unknown - kernel.noise + asked**2 - known, 0.0) + kernel.noise
-        return Read(cross @ self.solved, kernel.widened.get(place.mode, 1.0) * np.sqrt(left))
+        widened = kernel.widened * (1.0 if self._table.knows_system(place) else kernel.further)
+        return Read(cross @ self.solved, widened * np.sqrt(left))

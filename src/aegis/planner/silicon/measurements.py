@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import numpy as np
 
 from aegis.planner.estimate.worker import Left
-from aegis.planner.silicon.kriging import Neighbours, Read, Table, system_of
-from aegis.planner.silicon.mechanism import share_of_decode, share_of_prefill, spread_of_decode
+from aegis.planner.silicon.kriging import Neighbours, Read, Table
+from aegis.planner.silicon.mechanism import (
+    share_of_decode,
+    share_of_prefill,
+    spread_of_decode,
+    spread_of_tables,
+)
 from aegis.planner.silicon.places import at, place
 
 if TYPE_CHECKING:
@@ -30,7 +35,7 @@ class Figure:
     """What is left over of one figure, TTFT or TPOT, with a site's own rows among the others."""
 
     def __init__(self, errors: Errors, site: Sequence[Residual] = ()) -> None:
-        self.kernel, self._errors = errors.kernel, errors
+        self._errors = errors
         self._shipped = len(errors.residuals)
         self._table = Table((*errors.residuals, *site))
         self._neighbours: dict[tuple[object, ...], Neighbours] = {}
@@ -42,18 +47,18 @@ class Figure:
         """
         untaken = None
         if not self._table.of_its_group(place)[self._shipped :].any():
-            seen = system_of(place) in self._table.systems
-            untaken = self._errors.untaken(place, share, len(at), seen=seen)
+            untaken = self._errors.untaken(place, share, len(at))
         return untaken or self._corrected(place, at)
 
     def _corrected(self, place: Place, at: Matrix) -> Read:
+        kernel = self._errors.kernels[place.mode]
         if not self._table.residuals:
-            return Read(np.zeros(len(at)), np.full(len(at), self.kernel.unknown**0.5))
+            return Read(np.zeros(len(at)), np.full(len(at), kernel.unknown**0.5))
         key = (*self._table.kind(place).tolist(), *at[0, 1:3].tolist())
         if key not in self._neighbours:
-            chosen = self._table.nearest(self.kernel, place, at[0])
+            chosen = self._table.nearest(kernel, place, at[0])
             own = [each >= self._shipped for each in chosen]
-            self._neighbours[key] = Neighbours(self.kernel, self._table, chosen, own)
+            self._neighbours[key] = Neighbours(kernel, self._table, chosen, own)
         return self._neighbours[key].read(place, at)
 
     def of_its_kind(self, place: Place) -> int:
@@ -98,9 +103,11 @@ class Measurements:
                 else partial(share_of_decode, worker, load, _STEPS)
             )
             read = figure.read(here, at(worker, load, _STEPS * groups), share)
+            spread = np.hypot(read.spread, spread_of_tables(worker.performance.system))
+            read = Read(read.mean, spread)
             if name == "tpot":
                 steps = worker.decode(_STEPS, load.isl + load.osl // 2 + 1)
-                spread = np.hypot(read.spread, spread_of_decode(worker.host, _STEPS, steps))
+                spread = np.hypot(spread, spread_of_decode(worker.host, _STEPS, steps))
                 read = _growing(Read(read.mean, spread), steps)
             self._read[key] = _Ladder(read, figure.of_its_kind(here))
         return self._read[key]

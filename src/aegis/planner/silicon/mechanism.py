@@ -26,6 +26,7 @@ SystemClass: TypeAlias = Literal["hopper", "blackwell", "other"]
 CLASSES: Final[tuple[SystemClass, ...]] = ("hopper", "blackwell", "other")
 KINDS: Final[tuple[Kind, ...]] = ("gemm", "attention", "experts", "link", "memory")
 _HOPPER, _BLACKWELL = 90, 100  # sm_version
+_NINE_OF_TEN: Final = 1.645  # standard deviations to either side that hold 90 % of a normal distribution
 
 
 class Mechanism(Struct, frozen=True, kw_only=True):
@@ -107,6 +108,14 @@ def spread_of_decode(host: Host, batch: Ints, steps: Floats) -> Floats:
     """
     spread: Floats = host.spread * (host.step + host.request * batch) / steps
     return spread
+
+
+def spread_of_tables(system: System) -> float:
+    """Return the standard deviation of ln of all times of a system that is estimated; 0 where it has tables.
+
+    Its `uncertainty` is a share that nine of ten cases are within.
+    """
+    return float(np.log1p(system.uncertainty)) / _NINE_OF_TEN if system.estimated else 0.0
 
 
 def _alone(worker: Worker) -> Worker | None:

@@ -98,10 +98,11 @@ def _of_kind(known: Errors, site: Sequence[Residual], asked: Sequence[int]) -> I
     shipped = Figure(known)
     table = Table([*site, *known.residuals])
     first = site[asked[0]]
-    near = table.nearest(known.kernel, first.place, first.at)
+    kernel = known.kernels[first.place.mode]
+    near = table.nearest(kernel, first.place, first.at)
     chosen = np.array(sorted({*asked, *near}))
     of_site = chosen < len(site)
-    neighbours = Neighbours(known.kernel, table, chosen.tolist(), of_site.tolist())
+    neighbours = Neighbours(kernel, table, chosen.tolist(), of_site.tolist())
     for row in asked:
         own = site[row]
         before = shipped.read(own.place, np.array([own.at]), partial(float, own.share)).mean[0] - own.left

@@ -8,12 +8,12 @@ import numpy as np
 from msgspec.structs import replace
 
 from aegis.errors import AegisError
-from aegis.planner.silicon.crossed import apart, unproven
+from aegis.planner.silicon.crossed import outside, unproven
 from aegis.planner.silicon.fit import fit_mechanism, steps
 from aegis.planner.silicon.fitted import Errors, Fitted
-from aegis.planner.silicon.kriging import LEVELS, Kernel, Residual
+from aegis.planner.silicon.kriging import Kernel, Residual
 from aegis.planner.silicon.predict import Workers, placed
-from aegis.planner.silicon.variances import LENGTHS, fit_kernel
+from aegis.planner.silicon.variances import factor_that_holds, fit_kernels, spread_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from aegis.planner.silicon.deployments import Deployment
     from aegis.planner.silicon.predict import Seat
 
-_NOTHING: Final = Errors(
-    kernel=Kernel(same=(0.0,) * len(LEVELS), alike=(0.0,) * len(LEVELS), lengths=LENGTHS, noise=1.0),
-    residuals=(),
-)
+_NOTHING: Final = Errors(kernels={}, residuals=())
 
 
 def fit(
@@ -40,30 +37,51 @@ def fit(
         kernels: whose variances are kept; default: they are fitted too.
         tell: is told what is done next.
     """
-    tell(f"step times of {len(deployments)} deployments")
-    measured = steps(deployments, Workers())
-    tell(f"mechanism, from {len(measured.tpot)}")
-    mechanisms, versions = fit_mechanism(measured)
-    known = Fitted(mechanisms=mechanisms, versions=versions, ttft=_NOTHING, tpot=_NOTHING)
+    known = _by_mechanism(deployments, tell)
     tell("what remains")
     ttft, tpot = left_over(deployments, known)
     if kernels is not None:
         return replace(
             known,
-            ttft=_errors(kernels.ttft.kernel, ttft),
-            tpot=_errors(kernels.tpot.kernel, tpot),
+            ttft=_errors(kernels.ttft.kernels, ttft),
+            tpot=_errors(kernels.tpot.kernels, tpot),
         )
     tell(f"variances, from {len(tpot)}")
-    return replace(known, ttft=_errors(*fit_kernel(ttft)), tpot=_errors(*fit_kernel(tpot)))
+    found = replace(known, ttft=_errors(*fit_kernels(ttft)), tpot=_errors(*fit_kernels(tpot)))
+    return _further(deployments, found, tell)
 
 
-def _errors(kernel: Kernel, residuals: Sequence[Residual]) -> Errors:
-    return Errors(
-        kernel=kernel,
-        residuals=tuple(residuals),
-        unproven=unproven(kernel, residuals),
-        apart=apart(kernel, residuals),
+def _by_mechanism(deployments: Sequence[Deployment], tell: Callable[[str], None]) -> Fitted:
+    tell(f"step times of {len(deployments)} deployments")
+    measured = steps(deployments, Workers())
+    tell(f"mechanism, from {len(measured.tpot)}")
+    mechanisms, versions = fit_mechanism(measured)
+    return Fitted(mechanisms=mechanisms, versions=versions, ttft=_NOTHING, tpot=_NOTHING)
+
+
+def _further(deployments: Sequence[Deployment], known: Fitted, tell: Callable[[str], None]) -> Fitted:
+    """Return the same with `Kernel.further`: how much less is sure of each system where all is fitted to the others."""
+    kernels = known.ttft.kernels, known.tpot.kernels
+    sizes: tuple[dict[str, list[float]], ...] = {}, {}
+    for system in sorted({row.system for row in deployments}):
+        tell(f"as if nobody had measured {system}")
+        others = _by_mechanism([row for row in deployments if row.system != system], lambda _: None)
+        for of_figure, of_modes, found in zip(left_over(deployments, others), kernels, sizes, strict=True):
+            own = [number for number, each in enumerate(of_figure) if each.place.system == system]
+            said, variance = outside(of_modes, of_figure, lambda each: each.place.system)
+            for number in own:
+                place, left = of_figure[number].place, of_figure[number].left
+                spread = spread_of(of_modes[place.mode], variance[number])
+                found.setdefault(place.mode, []).append(abs(said[number] - left) / spread)
+    ttft, tpot = (
+        {mode: replace(kernel, further=factor_that_holds(found[mode])) for mode, kernel in of_modes.items()}
+        for of_modes, found in zip(kernels, sizes, strict=True)
     )
+    return replace(known, ttft=replace(known.ttft, kernels=ttft), tpot=replace(known.tpot, kernels=tpot))
+
+
+def _errors(kernels: dict[str, Kernel], residuals: Sequence[Residual]) -> Errors:
+    return Errors(kernels=kernels, residuals=tuple(residuals), unproven=unproven(kernels, residuals))
 
 
 def left_over(deployments: Iterable[Deployment], known: Fitted) -> tuple[list[Residual], list[Residual]]:
