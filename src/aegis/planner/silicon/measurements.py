@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from aegis.planner.silicon.fitted import Errors
     from aegis.planner.silicon.kriging import Matrix, Place, Residual
 
+KINDS_KEPT: Final = 16  # of questions: each holds a megabyte, and the next system has its own
 _STEPS: Final = 2 ** np.arange(12)  # requests of a group, or users, that corrections are read at
 
 
@@ -56,6 +57,8 @@ class Figure:
             return Read(np.zeros(len(at)), np.full(len(at), kernel.unknown**0.5))
         key = (*self._table.kind(place).tolist(), *at[0, 1:3].tolist())
         if key not in self._neighbours:
+            if len(self._neighbours) == KINDS_KEPT:
+                del self._neighbours[next(iter(self._neighbours))]
             chosen = self._table.nearest(kernel, place, at[0])
             own = [each >= self._shipped for each in chosen]
             self._neighbours[key] = Neighbours(kernel, self._table, chosen, own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from aegis.planner.silicon.fitted import Fitted
     from aegis.planner.silicon.kriging import Matrix, Place, Residual
 
+WORKERS_KEPT: Final = 64  # rows of a table stand by deployments; thousands of workers would take gigabytes
 _START = 0.1  # of the requests of a measurement are sent at its start, all users at once
 _MXFP4 = "mxfp4"
 
@@ -73,7 +74,7 @@ class Placed(NamedTuple):
 
 @dataclass
 class Workers:
-    """The workers of deployments, each built once."""
+    """The workers of deployments, the last of which are kept."""
 
     known: Fitted | None = None  # whose mechanism their steps follow
     _built: dict[tuple[object, ...], Worker | AegisError] = field(default_factory=dict)
@@ -86,6 +87,8 @@ class Workers:
         """
         key = (row.model, row.system, row.backend, row.version, row.gemm, row.moe, split, row.isl + row.osl)
         if key not in self._built:
+            if len(self._built) == WORKERS_KEPT:
+                del self._built[next(iter(self._built))]
             try:
                 self._built[key] = self._worker(row, split)
             except AegisError as error:
