@@ -184,6 +184,18 @@ def test_what_ended_stays_as_it_was_noted(site: Site) -> None:
     assert site.status(handle) == JobStatus(state="SHUTDOWN", reason="as asked", exit_code=0)
 
 
+def test_a_job_that_ends_while_it_is_asked_for_has_not_failed(site: Site) -> None:
+    handle = site.submit(FAILING)
+    wait_for(lambda: site.status(handle).state == "FAILED")
+    run = site.run(handle)
+    before = run.read_manifest()
+    before.state = "READY"
+    after = run.read_manifest()
+    after.state, after.reason, after.exit_code = "SHUTDOWN", "all 60 are done", 0
+    run.write_manifest(after)
+    assert status_of(before) == JobStatus(state="SHUTDOWN", reason="all 60 are done", exit_code=0)
+
+
 def test_a_job_of_another_machine_is_unknown_here(site: Site) -> None:
     handle = site.submit(FAILING)
     wait_for(lambda: site.status(handle).state == "FAILED")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -155,6 +156,10 @@ def status_of(manifest: Manifest) -> JobStatus:
         return JobStatus(state=manifest.state, reason=manifest.reason, exit_code=manifest.exit_code)
     if manifest.host != os.uname().nodename:
         return JobStatus(state="UNKNOWN", reason=f"it runs on {manifest.host}: ask there")
+    with contextlib.suppress(NotFoundError):
+        last = RunDir.at(Path(manifest.run_dir)).read_manifest()
+        if last.state in ENDED:  # noted after the manifest was read, just before the process was looked for
+            return JobStatus(state=last.state, reason=last.reason, exit_code=last.exit_code)
     said = _last_words(RunDir.at(Path(manifest.run_dir)).err) if manifest.state == "PENDING" else ""
     return JobStatus(
         state="FAILED", reason=said or "the head of the job was killed, or the machine restarted"
