@@ -145,6 +145,24 @@ def test_all_problems_are_told_with_their_lines(tmp_path: Path) -> None:
     assert f"{file}:3" not in said
 
 
+def test_a_line_tells_all_that_is_wrong_with_it(tmp_path: Path) -> None:
+    wrong = {"isl": "many", "osl": "1", "system": "h200", "tp_size": "-2", "silicon_ttft_ms": "soon"}
+    file = table(tmp_path / "rows.csv", wrong)
+    with pytest.raises(DeploymentError) as caught:
+        read(file)
+    said = str(caught.value).splitlines()
+    for what in ("isl", "osl", "h200_sxm", "tp_size", "silicon_ttft_ms"):
+        assert [each for each in said if each.startswith(f"{file}:2") and what in each], said
+
+
+def test_a_line_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    file = table(tmp_path / "rows.csv", {})
+    file.write_text(file.read_text() + "vllm\n,,,,,,,,\n")
+    with pytest.raises(DeploymentError) as caught:
+        read(file)
+    assert {each.partition(": ")[0] for each in str(caught.value).splitlines()} == {f"{file}:3", f"{file}:4"}
+
+
 def test_what_is_no_table_says_which_columns_it_lacks(tmp_path: Path) -> None:
     (file := tmp_path / "other.csv").write_text("concurrency,ttft,tpot\n1,2,3\n")
     assert not is_table(file.read_text())

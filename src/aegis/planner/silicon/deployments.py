@@ -10,7 +10,7 @@ import csv
 import io
 import lzma
 import re
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
@@ -133,7 +133,7 @@ def is_table(text: str) -> bool:
 
 
 def _rows(text: str, name: str) -> list[Deployment]:
-    lines = csv.DictReader(io.StringIO(text))
+    lines = csv.DictReader(io.StringIO(text), restval="")  # a line may be cut short
     if missing := [column for column in NEEDED if column not in (lines.fieldnames or ())]:
         raise ConfigError(
             f"{name}: no column {', '.join(missing)}", hint="the columns are those of docs/accuracy.md"
@@ -142,12 +142,13 @@ def _rows(text: str, name: str) -> list[Deployment]:
     rows = []
     for values in lines:
         where = f"{name}:{lines.line_num}"
+        if empty := [column for column in NEEDED if not values[column].strip()]:
+            problems.append(Problem(where, f"nothing in {', '.join(empty)}"))
+            continue
         try:
             rows.append(_repaired(_row(values, where)))
-        except ValueError as error:
-            problems.append(Problem(where, str(error)))
-        except ConfigError as error:
-            problems.append(Problem(where, error.message, error.hint))
+        except (ValueError, ConfigError) as error:
+            problems += [_problem(where, each) for each in _mistakes(values) or [error]]
     if problems:
         raise DeploymentError(problems)
     return rows
@@ -188,6 +189,40 @@ def _row(values: Mapping[str, str], where: str) -> Deployment:
         ttft=_time(values, "silicon_ttft_ms"),
         tpot=_time(values, "silicon_tpot_ms"),
     )
+
+
+def _problem(where: str, error: ValueError | ConfigError) -> Problem:
+    return (
+        Problem(where, error.message, error.hint)
+        if isinstance(error, ConfigError)
+        else Problem(where, str(error))
+    )
+
+
+def _mistakes(values: Mapping[str, str]) -> list[ValueError | ConfigError]:
+    """Return what is wrong with each cell of a line by itself."""
+    disaggregated = values.get("mode") == "disagg"
+    roles = ("prefill_", "decode_") if disaggregated else ("",)
+    counts = [role + column for role in roles for column in SIZES.values()]
+    counts += ["prefill_num_workers", "decode_num_workers", "silicon_concurrency"]
+    counts += ["decode_batch_size" if disaggregated else "batch_size"]
+    found: list[ValueError | ConfigError] = []
+    for check in (
+        partial(_one_of, values, "mode", ("agg", "disagg")),
+        partial(_one_of, values, "backend", BACKENDS),
+        partial(find_model, values["model_path"]),
+        partial(_known_system, values["system"]),
+        *(partial(_count, values, column) for column in counts),
+        partial(_count, values, "isl", least=1),
+        partial(_count, values, "osl", least=2),
+        partial(_time, values, "silicon_ttft_ms"),
+        partial(_time, values, "silicon_tpot_ms"),
+    ):
+        try:
+            check()
+        except (ValueError, ConfigError) as error:
+            found.append(error)
+    return found
 
 
 def _repaired(row: Deployment) -> Deployment:
