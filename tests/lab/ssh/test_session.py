@@ -157,6 +157,8 @@ def test_a_connection_of_the_user_that_hangs_is_not_used(
     sshd.start()
     sshd.configure("ControlMaster auto", f"ControlPath {sshd.folder}/user-%C", "ControlPersist 600")
     subprocess.run(["ssh", "-fN", sshd.target], check=True, timeout=30, stdin=subprocess.DEVNULL)
+    # The far end writes it down after it has let the user in: one that is stopped before that never does.
+    wait_until(lambda: sshd.logins == 1)
     sshd.cut(signal.SIGSTOP)
     with connect(sshd.target, said.append) as far:
         assert far.run(["id", "-un"]).out == "alice\n"
