@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from aegis.planner.estimate.aggregated import rates
+from aegis.planner.estimate.aggregated import rates, running
+from aegis.planner.estimate.closed_loop import Times, further, ttft, turns
 from aegis.planner.estimate.host import Host
 from aegis.planner.estimator import AIC_012, CORRECTED, CORRECTIONS, GUIDE, Estimator
 from aegis.planner.models.limits import SplitError
@@ -164,16 +165,18 @@ def test_users_of_a_replica_are_the_requests_that_its_rate_keeps_under_way() -> 
     assert any(each.concurrency < slots[each.workers] for each in in_use)
 
 
-def test_a_request_decodes_in_every_step_of_a_round_but_those_of_its_own_prompt() -> None:
-    plain, whole = (
-        rates(worker(estimator=each), LOAD, 4, 1000) for each in (AIC_012, only("whole-round-tpot"))
+def test_waiting_and_steps_with_prompts_follow_from_the_events_of_a_closed_loop() -> None:
+    one, batch, chunk = worker(estimator=only("continuous-batching")), np.array([4]), np.array([LOAD.isl])
+    found = rates(one, LOAD, batch, chunk)
+    of = turns(batch, chunk, isl=LOAD.isl, steps=LOAD.osl - 1)
+    mixed, first = (
+        one.mixed(LOAD.isl, running(batch, requests), LOAD) for requests in (of.running, of.started)
     )
-    assert (whole.ttft, whole.requests_per_s) == (plain.ttft, plain.requests_per_s)
-    of_round = 4 / whole.requests_per_s * 1000  # ms in which all four are read and answered
-    one = worker()
-    own = one.mixed(1000, 3, LOAD)
-    assert whole.tpot == pytest.approx((of_round - own) / (LOAD.osl - 1))
-    assert whole.tpot > plain.tpot
+    times = Times(first, mixed, mixed, one.decode(4, LOAD.isl + LOAD.osl // 2 + 1))
+    assert (found.ttft, found.tpot) == (ttft(of, times), further(of, times))
+    whole = found.ttft + found.tpot * (LOAD.osl - 1)
+    assert found.requests_per_s == pytest.approx(4000 / whole)  # Little's law
+    assert found.ttft < rates(worker(estimator=AIC_012), LOAD, batch, chunk).ttft
 
 
 def test_both_modes_count_all_tokens_of_an_answer() -> None:
@@ -333,10 +336,8 @@ def test_experts_over_nodes_are_estimated_where_tables_may_end() -> None:
 
 def test_the_time_to_the_first_token_comes_nearer_to_what_was_measured() -> None:
     before, after = (
-        away_from_measured(each) for each in (AIC_012, only("closed-loop-ttft", "host-time-in-ttft"))
+        away_from_measured(each) for each in (AIC_012, only("continuous-batching", "host-time-in-ttft"))
     )
     for engine, rows in before.items():
         assert len(rows) > 30
         assert median(ttft for ttft, _ in after[engine]) < median(ttft for ttft, _ in rows)
-        # and what concerns the other tokens stays
-        assert [tpot for _, tpot in after[engine]] == pytest.approx([tpot for _, tpot in rows])

@@ -15,8 +15,7 @@ Correction: TypeAlias = Literal[
     "prefill-queueing",  # disaggregated: requests wait for a prefill worker
     "count-output-alike",  # both modes count osl - 1 decoded tokens and the first one the same way
     "decode-slots-in-use",  # disaggregated: users are the requests under way, not all slots of the decode workers
-    "whole-round-tpot",  # aggregated: a request decodes in every step of a round but those of its own prompt
-    "closed-loop-ttft",  # aggregated: waiting follows from how busy the steps are, not from a factor
+    "continuous-batching",  # aggregated: waiting and mixed steps by a discrete-event model, not by rounds and factors
     "host-time-in-ttft",  # network, tokenizer and the host's queue, before a prompt is scheduled
     "max-seq-len-everywhere",  # the length that is reserved counts with every engine and role
     "user-tpot-in-sweep",  # the user's own TPOT is one of the targets that are swept

@@ -1,6 +1,6 @@
-"""One configuration by simulation: continuous batching step by step, where plans take closed formulas.
+"""One configuration by simulation, step by step with the time of each: what a plan takes from means of all steps.
 
-It knows what the formulas do not: answers of uneven length, and several prompts that share a step.
+It knows what plans do not: answers as uneven as a user's.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def test_tokens_come_as_often_as_is_planned(backend: Backend) -> None:
     assert worker.residual is not None
     batch = best.workers[0].batch
     times = step_times(worker, LOAD, requests=batch, context_tokens=best.context_tokens)
-    engine = Engine(batch, best.context_tokens, requests=20, warm_up=5)
+    engine = Engine(batch, best.context_tokens, turnaround=0.1, spread=0.1)  # as a plan takes users
     assert simulate(engine, Tabulated(times), LOAD).tpot == pytest.approx(best.tpot, rel=0.03)
 
 

@@ -1,4 +1,4 @@
-"""Continuous batching, step by step: what the formulas of an aggregated plan are held against.
+"""Continuous batching, step by step: what an aggregated plan is held against.
 
 One engine, and users who each ask again as soon as they have their answer (a closed loop). Every step gives each running
 request a token and reads at most `context_tokens` of the prompts that wait, first come first served.
@@ -63,10 +63,10 @@ class TabulatedTimes:
 
     def __init__(self, worker: Worker, load: Load, *, users: int, context_tokens: int) -> None:
         requests = np.arange(users + 1)
+        chunks = np.arange(load.isl, context_tokens + 1, load.isl)  # whole prompts
         if context_tokens % load.isl:
-            chunks = distinct(np.linspace(context_tokens / _CHUNKS, context_tokens, _CHUNKS).astype(np.int64))
-        else:
-            chunks = np.arange(load.isl, context_tokens + 1, load.isl)
+            parts = np.linspace(context_tokens / _CHUNKS, context_tokens, _CHUNKS).astype(np.int64)
+            chunks = distinct(np.concatenate([chunks, parts]))
         lengths = distinct(np.linspace(load.isl + 1, load.isl + load.osl, _LENGTHS).astype(np.int64))
         self._mixed = _Lines(chunks, worker.mixed(chunks, requests[:, None], load))
         self._decode = _Lines(lengths, worker.decode(np.maximum(requests, 1)[:, None], lengths))

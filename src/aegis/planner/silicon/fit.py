@@ -1,7 +1,7 @@
 """The fit of the mechanism: factors of operations and the host's time, from the fit half of the measured deployments.
 
-For each row the planner is asked, without corrections, how long its steps take by kind of operation: of a prompt, of a decode step and of
-a step that does both. TTFT and TPOT follow from these as in `estimate.aggregated`; factors and the host's ms are those that bring
+For each row the planner is asked, without corrections, how long its steps take by kind of operation: of a step that decodes and of one
+that reads a prompt as well. TTFT and TPOT follow from these as in `estimate.aggregated`; factors and the host's ms are those that bring
 them nearest to what was measured (least squares of the logarithm, linear beyond outliers), each pulled to none by a normal prior.
 """
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from aegis.errors import AegisError
+from aegis.planner.estimate.aggregated import running
+from aegis.planner.estimate.closed_loop import Times, Turns, further, ttft, turns
 from aegis.planner.estimate.host import Host
 from aegis.planner.problem import BACKENDS, Load
 from aegis.planner.silicon.deployments import flaw, in_fit_half, shipped
@@ -43,7 +45,6 @@ _PRIOR_CLASS: Final = np.array([0.15] * (2 * _SIZE) + [0.5, 0.5])
 _PRIOR_VERSION: Final = 0.5  # of the host's ms of steps and requests, of a version from its engine
 _START: Final = np.array([0.0] * (2 * _SIZE) + [-1.0, -1.0, 0.0, -1.0])
 _TPOT_ERROR, _TTFT_ERROR = 0.12, 0.3  # of ln; beyond it residuals count linearly
-_REQUESTS: Final = 10  # of each user, all users starting at once
 _KNOWN_CLASSES: Final = CLASSES[:2]  # of the others nothing was measured: they follow their engine
 
 
@@ -52,15 +53,22 @@ _ENGINES_END: Final = len(BACKENDS) * _OF_ENGINE
 _CLASSES_END: Final = _ENGINES_END + len(BACKENDS) * len(_KNOWN_CLASSES) * _OF_CLASS
 
 
-class Steps(NamedTuple):
-    """Step times of rows by kind of operation, ms; one row each."""
+class ByKind(NamedTuple):
+    """Step times by kind of operation, ms; (rows, kinds)."""
 
-    decode: Matrix  # (rows, kinds): a step without prompts
-    prefill: Matrix  # a prompt alone
-    chunk: Matrix  # what a prompt adds to a step, of operations over its tokens
-    beside: Matrix  # decoding beside it
+    decode: Matrix  # a step without prompts
+    read: Matrix  # of a step that reads a prompt: operations over its tokens
+    beside: Matrix  # and those that answer others
+    read_first: Matrix  # the same while all users wait for their first token
+    beside_first: Matrix
+
+
+class Steps(NamedTuple):
+    """The steps of rows and what was measured; one row each."""
+
+    times: ByKind
+    turns: Turns
     batch: Floats
-    osl: Floats
     ttft: Floats  # measured
     tpot: Floats
     engine: np.ndarray  # index
@@ -96,14 +104,10 @@ def steps(deployments: Sequence[Deployment], workers: Workers) -> Steps:
         except AegisError:
             continue
     versions = tuple(sorted({(row.backend, row.version) for row, _, _ in found}))
-    decode, prefill, chunk, beside = (np.array([each[index] for _, _, each in found]) for index in range(4))
     return Steps(
-        decode,
-        prefill,
-        chunk,
-        beside,
+        ByKind(*(np.concatenate(each) for each in zip(*(times for _, _, (times, _) in found), strict=True))),
+        Turns(*(np.concatenate(each) for each in zip(*(of for _, _, (_, of) in found), strict=True))),
         np.array([batch_of(row) for row, _, _ in found], dtype=np.float64),
-        np.array([row.osl for row, _, _ in found], dtype=np.float64),
         np.array([row.ttft for row, _, _ in found]),
         np.array([row.tpot for row, _, _ in found]),
         np.array([BACKENDS.index(row.backend) for row, _, _ in found]),
@@ -113,24 +117,25 @@ def steps(deployments: Sequence[Deployment], workers: Workers) -> Steps:
     )
 
 
-def _steps(row: Deployment, worker: Worker) -> tuple[Floats, ...]:
-    """Return (kinds,) of each column of `Steps`."""
-    load, batch = Load(isl=row.isl, osl=row.osl), batch_of(row)
+def _steps(row: Deployment, worker: Worker) -> tuple[ByKind, Turns]:
+    """Return step times and turns of one row."""
+    load, batch = Load(isl=row.isl, osl=row.osl), np.array([batch_of(row)])
+    of = turns(batch, np.array([row.isl]), isl=row.isl, steps=row.osl - 1)
     known = dict(kinds((*worker.graph.context, *worker.graph.generation)))
 
     def by_kind(parts: dict[str, float], *, generation: bool) -> Floats:
-        sums = np.zeros(_SIZE)
+        sums = np.zeros((1, _SIZE))
         for name, ms in parts.items():
             if name in known and name.startswith("generation") == generation:
-                sums[KINDS.index(known[name])] += ms
+                sums[0, KINDS.index(known[name])] += ms
         return sums
 
-    decode = by_kind(worker.breakdown("decode", load, batch=batch), generation=True)
-    prefill = by_kind(worker.breakdown("prefill", load, batch=1), generation=False)
-    if batch == 1:
-        return decode, prefill, prefill, np.zeros(_SIZE)
-    mixed = worker.breakdown("mixed", load, batch=batch - 1, context_tokens=row.isl)
-    return decode, prefill, by_kind(mixed, generation=False), by_kind(mixed, generation=True)
+    found = [by_kind(worker.breakdown("decode", load, batch=int(batch[0])), generation=True)]
+    for requests in (of.running, of.started):
+        answered = int(running(batch, requests)[0])
+        mixed = worker.breakdown("mixed", load, batch=answered, context_tokens=row.isl)
+        found += [by_kind(mixed, generation=False), by_kind(mixed, generation=True)]
+    return ByKind(*found), of
 
 
 def fit_mechanism(measured: Steps) -> tuple[dict[str, dict[str, Mechanism]], dict[str, dict[str, float]]]:
@@ -172,23 +177,17 @@ def predicted(parameters: Floats, of: Steps) -> tuple[Floats, Floats]:
     values = _values(parameters)[of.engine, of.kind]
     decoding, reading = values[:, :_SIZE], values[:, _SIZE : 2 * _SIZE]
     pace = np.exp(parameters[_CLASSES_END:])[of.version]
-    step = values[:, _STEP] * pace
-    host = step + values[:, _REQUEST] * pace * of.batch
-    decode = (decoding * of.decode).sum(axis=1) + host
-    prefill = (reading * of.prefill).sum(axis=1) + step
-    mixed = (reading * of.chunk).sum(axis=1) + (decoding * of.beside).sum(axis=1) + host
-    alone = of.batch == 1
-    mixed = np.where(alone, prefill, mixed)
-    mixing = np.minimum(of.batch, of.osl)
-    whole = mixing * mixed + (of.osl - mixing) * decode
-    tpot = np.where(of.batch >= of.osl, mixed, (whole - mixed) / np.maximum(of.osl - 1, 1))
-    busy = mixing / of.osl
-    running = busy * mixed + (1 - busy) * decode
-    before = mixed * busy / (2 * (1 - busy) + 4 / np.sqrt(of.batch))
-    steady = mixed + np.where(alone, 0.0, running + np.maximum(before, (of.batch - of.osl) * mixed))
-    start = (of.batch + 1) / 2 * prefill
-    ttft = steady + (start - steady) / _REQUESTS + values[:, _FIRST] + values[:, _WAITS] * decode
-    return ttft, np.where(alone, decode, tpot)
+    step, request = values[:, _STEP] * pace, values[:, _REQUEST] * pace
+
+    def mixed(read: Matrix, beside: Matrix, requests: Floats) -> Floats:
+        ms: Floats = (reading * read + decoding * beside).sum(axis=1) + step + request * requests
+        return ms
+
+    every = mixed(of.times.read, of.times.beside, of.turns.running)
+    first = mixed(of.times.read_first, of.times.beside_first, of.turns.started)
+    decode = (decoding * of.times.decode).sum(axis=1) + step + request * of.batch
+    times = Times(start=first, waited=every, mixed=every, decode=decode)
+    return ttft(of.turns, times) + values[:, _FIRST] + values[:, _WAITS] * decode, further(of.turns, times)
 
 
 def _values(parameters: Floats) -> np.ndarray:
