@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FEW: Final = 20  # rows of a group that say little
 USERS: Final = (4, 16, 64, 256, 1024)
-CALLED: Final = dict(zip(BACKENDS, ("TensorRT-LLM", "vLLM", "SGLang"), strict=True))
+CALLED: Final[dict[str, str]] = dict(zip(BACKENDS, ("TensorRT-LLM", "vLLM", "SGLang"), strict=True))
 SINGLE: Final = "a row"  # left out in turn
 ANEW: Final = "a system"
 ANEW_ALONE: Final = "a system, mechanism alone"
@@ -199,12 +199,14 @@ def _deviation(variance: float) -> str:
 
 
 def widening(known: Fitted) -> Iterator[str]:
-    """Yield a table of the factors on standard deviations."""
-    yield "| mode | TPOT | once more for a new system | TTFT | once more for a new system |"
-    yield "|---|--:|--:|--:|--:|"
-    for mode, tpot in known.tpot.kernels.items():
-        ttft = known.ttft.kernels[mode]
-        yield f"| {mode} | {tpot.widened:.2f} | {tpot.further:.2f} | {ttft.widened:.2f} | {ttft.further:.2f} |"
+    """Yield a table of the factors on standard deviations, and of what is not corrected on a new system."""
+    yield "| mode | figure | factor | once more for a new system | not corrected there |"
+    yield "|---|---|--:|--:|---|"
+    for mode in known.tpot.kernels:
+        for name, errors in (("TPOT", known.tpot), ("TTFT", known.ttft)):
+            kernel = errors.kernels[mode]
+            apart = ", ".join(CALLED[engine] for engine in kernel.apart)
+            yield f"| {mode} | {name} | {kernel.widened:.2f} | {kernel.further:.2f} | {apart} |"
 
 
 def counts() -> Iterator[str]:

@@ -76,6 +76,7 @@ class Kernel(Struct, frozen=True, kw_only=True):
     noise: float  # between two measurements of the same
     widened: float = 1.0  # factor on the standard deviation, such that 80 % of the fit half lie within 80 %
     further: float = 1.0  # the same once more, of systems that nobody measured
+    apart: tuple[str, ...] = ()  # engines whose errors on other systems say nothing of such a system's
 
     @property
     def unknown(self) -> float:
@@ -221,5 +222,7 @@ class Neighbours:
         cross = covariance(kernel, common, at, self._at) + asked * self._own
         known = np.einsum("ij,ij->i", cross @ self.inverse, cross)
         left = np.maximum(kernel.unknown - kernel.noise + asked**2 - known, 0.0) + kernel.noise
-        widened = kernel.widened * (1.0 if self._table.knows_system(place) else kernel.further)
-        return Read(cross @ self.solved, widened * np.sqrt(left))
+        if self._table.knows_system(place):
+            return Read(cross @ self.solved, kernel.widened * np.sqrt(left))
+        said = 0.0 if place.backend in kernel.apart else 1.0
+        return Read(said * (cross @ self.solved), kernel.widened * kernel.further * np.sqrt(left))

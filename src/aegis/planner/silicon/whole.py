@@ -9,11 +9,12 @@ from msgspec.structs import replace
 
 from aegis.errors import AegisError
 from aegis.planner.silicon.crossed import outside, unproven
+from aegis.planner.silicon.elsewhere import Elsewhere, of_new_systems
 from aegis.planner.silicon.fit import fit_mechanism, steps
 from aegis.planner.silicon.fitted import Errors, Fitted
 from aegis.planner.silicon.kriging import Kernel, Residual
 from aegis.planner.silicon.predict import Workers, placed
-from aegis.planner.silicon.variances import factor_that_holds, fit_kernels, spread_of
+from aegis.planner.silicon.variances import fit_kernels, spread_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -48,7 +49,7 @@ def fit(
         )
     tell(f"variances, from {len(tpot)}")
     found = replace(known, ttft=_errors(*fit_kernels(ttft)), tpot=_errors(*fit_kernels(tpot)))
-    return _further(deployments, found, tell)
+    return _elsewhere(deployments, found, tell)
 
 
 def _by_mechanism(deployments: Sequence[Deployment], tell: Callable[[str], None]) -> Fitted:
@@ -59,23 +60,27 @@ def _by_mechanism(deployments: Sequence[Deployment], tell: Callable[[str], None]
     return Fitted(mechanisms=mechanisms, versions=versions, ttft=_NOTHING, tpot=_NOTHING)
 
 
-def _further(deployments: Sequence[Deployment], known: Fitted, tell: Callable[[str], None]) -> Fitted:
-    """Return the same with `Kernel.further`: how much less is sure of each system where all is fitted to the others."""
+def _elsewhere(deployments: Sequence[Deployment], known: Fitted, tell: Callable[[str], None]) -> Fitted:
+    """Return the same with what is known of systems that nobody measured: `Kernel.apart` and `Kernel.further`.
+
+    Each system is left out of the whole fit in turn.
+    """
     kernels = known.ttft.kernels, known.tpot.kernels
-    sizes: tuple[dict[str, list[float]], ...] = {}, {}
+    rows: tuple[dict[str, list[Elsewhere]], ...] = {}, {}
     for system in sorted({row.system for row in deployments}):
         tell(f"as if nobody had measured {system}")
         others = _by_mechanism([row for row in deployments if row.system != system], lambda _: None)
-        for of_figure, of_modes, found in zip(left_over(deployments, others), kernels, sizes, strict=True):
-            own = [number for number, each in enumerate(of_figure) if each.place.system == system]
+        for of_figure, of_modes, found in zip(left_over(deployments, others), kernels, rows, strict=True):
             said, variance = outside(of_modes, of_figure, lambda each: each.place.system)
-            for number in own:
-                place, left = of_figure[number].place, of_figure[number].left
-                spread = spread_of(of_modes[place.mode], variance[number])
-                found.setdefault(place.mode, []).append(abs(said[number] - left) / spread)
+            for each, one, other in zip(of_figure, said, variance, strict=True):
+                place = each.place
+                if place.system == system:
+                    spread = spread_of(of_modes[place.mode], other)
+                    row = Elsewhere(place.backend, float(one), each.left, float(spread))
+                    found.setdefault(place.mode, []).append(row)
     ttft, tpot = (
-        {mode: replace(kernel, further=factor_that_holds(found[mode])) for mode, kernel in of_modes.items()}
-        for of_modes, found in zip(kernels, sizes, strict=True)
+        {mode: of_new_systems(kernel, found[mode]) for mode, kernel in of_modes.items()}
+        for of_modes, found in zip(kernels, rows, strict=True)
     )
     return replace(known, ttft=replace(known.ttft, kernels=ttft), tpot=replace(known.tpot, kernels=tpot))
 
