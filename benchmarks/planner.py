@@ -175,6 +175,41 @@ def growth() -> None:
     print(f"    peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
+def events() -> None:
+    """Print how long the events of all points of a question take, beside the simulation of one point, step by step."""
+    import numpy as np  # noqa: PLC0415 - only here
+
+    from aegis.planner.estimate.batching import Engine, simulate  # noqa: PLC0415 - only here
+    from aegis.planner.estimate.closed_loop import turns  # noqa: PLC0415 - only here
+    from aegis.planner.problem import Load  # noqa: PLC0415 - only here
+    from aegis.planner.search.agg import BATCHES  # noqa: PLC0415 - only here
+    from aegis.planner.search.context_tokens import context_tokens  # noqa: PLC0415 - only here
+
+    class Equal:
+        """Steps that all take a millisecond."""
+
+        def mixed(self, chunk: int, requests: int) -> float:
+            del chunk, requests
+            return 1.0
+
+        def decode(self, requests: int, length: float) -> float:
+            del requests, length
+            return 1.0
+
+    load = Load(isl=3000, osl=512)
+    start = time.perf_counter()
+    simulate(Engine(64, load.isl, spread=0.1), Equal(), load)
+    one = time.perf_counter() - start
+    print(f"\ncontinuous batching\n    a point of 64 users, step by step   {one:7.3f} s")
+    for chunked, osl in ((False, 512), (True, 511)):  # another length: nothing is known of it yet
+        sizes = context_tokens(load.isl, rules="current", chunked=chunked)
+        batch, chunk = (each.ravel() for each in np.meshgrid(BATCHES, sizes))
+        start = time.perf_counter()
+        turns(batch, chunk, isl=load.isl, steps=osl - 1)
+        seconds = time.perf_counter() - start
+        print(f"    events of {len(batch):4} points at once        {seconds:7.3f} s  x{seconds / one:.1f}")
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         environ = {
@@ -183,6 +218,7 @@ def main() -> None:
         environ |= {"HOME": home, "COLUMNS": "120"}
         missed = [case.name for case in CASES if not measure(case, environ)]
     growth()
+    events()
     if missed:
         sys.exit(f"missed: {', '.join(missed)}")
 
