@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -171,6 +172,23 @@ def test_an_unknown_job(tmp_path: Path, environ: dict[str, str], handle: str) ->
     with pytest.raises(NotFoundError, match="there is no job") as error:
         find_run(handle, environ)
     assert error.value.hint
+
+
+def test_a_job_that_registers_again_is_found_all_the_while(tmp_path: Path, environ: dict[str, str]) -> None:
+    run = run_of(tmp_path, "local://k3f9")
+    stop = threading.Event()
+
+    def again() -> None:
+        while not stop.is_set():
+            register("local://k3f9", run, environ)
+
+    thread = threading.Thread(target=again)
+    thread.start()
+    try:
+        assert all(list(known_runs(environ)) == ["local://k3f9"] for _ in range(2000))
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_links_to_what_was_deleted_are_dropped(tmp_path: Path, environ: dict[str, str]) -> None:

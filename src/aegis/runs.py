@@ -217,9 +217,15 @@ def register(handle: str, run: RunDir, environ: Mapping[str, str]) -> None:
     """
     link = Path(index_link(handle, environ))
     link.parent.mkdir(parents=True, exist_ok=True)
+    # A job registers itself as well, while others look for it: its link stays as it is.
+    with contextlib.suppress(OSError):
+        if link.readlink() == run.path:
+            return
+    new = link.with_name(f".{link.name}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
-        link.unlink()
-    link.symlink_to(run.path)
+        new.unlink()
+    new.symlink_to(run.path)
+    new.replace(link)
 
 
 def known_runs(environ: Mapping[str, str]) -> dict[str, RunDir]:
@@ -329,7 +335,11 @@ def _links(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the link of every job in the index, by handle."""
     try:
         with os.scandir(index_folder(environ)) as entries:
-            return {entry.name.replace(":", "://", 1): entry.path for entry in entries if entry.is_symlink()}
+            return {
+                entry.name.replace(":", "://", 1): entry.path
+                for entry in entries
+                if entry.is_symlink() and not entry.name.startswith(".")
+            }
     except OSError:
         return {}
 
