@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from aegis.planner.estimate.aggregated import rates, running
+from aegis.planner.estimate.aggregated import rates, whole_requests
 from aegis.planner.estimate.closed_loop import Times, further, ttft, turns
 from aegis.planner.estimate.host import Host
 from aegis.planner.estimator import AIC_012, CORRECTED, CORRECTIONS, GUIDE, Estimator
@@ -170,13 +170,23 @@ def test_waiting_and_steps_with_prompts_follow_from_the_events_of_a_closed_loop(
     found = rates(one, LOAD, batch, chunk)
     of = turns(batch, chunk, isl=LOAD.isl, steps=LOAD.osl - 1)
     mixed, first = (
-        one.mixed(LOAD.isl, running(batch, requests), LOAD) for requests in (of.running, of.started)
+        one.mixed(LOAD.isl, whole_requests(batch, requests), LOAD) for requests in (of.running, of.started)
     )
     times = Times(first, mixed, mixed, one.decode(4, LOAD.isl + LOAD.osl // 2 + 1))
     assert (found.ttft, found.tpot) == (ttft(of, times), further(of, times))
     whole = found.ttft + found.tpot * (LOAD.osl - 1)
     assert found.requests_per_s == pytest.approx(4000 / whole)  # Little's law
     assert found.ttft < rates(worker(estimator=AIC_012), LOAD, batch, chunk).ttft
+
+
+@pytest.mark.parametrize("prefix", [0, 750, 999])
+def test_steps_that_are_no_whole_prompts_cost_no_more_than_they_hold(prefix: int) -> None:
+    one, load = worker(estimator=only("continuous-batching")), Load(isl=1000, osl=101, prefix=prefix)
+    chunk = np.array([900, 1000, 1020, 2000])
+    found = rates(one, load, np.full(4, 32), chunk)
+    assert found.ttft == pytest.approx(np.full(4, found.ttft[1]), rel=0.35)
+    assert found.ttft[2] == pytest.approx(found.ttft[1], rel=0.05)
+    assert found.tpot == pytest.approx(np.full(4, found.tpot[1]), rel=0.1)
 
 
 def test_both_modes_count_all_tokens_of_an_answer() -> None:

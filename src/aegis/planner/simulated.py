@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aegis.planner.estimate.worker import Worker
     from aegis.planner.problem import Load
 
+_AT_ONCE: Final = 1e-3  # ms: the next request comes within the step after an answer, as plans take it
 MOST_REQUESTS: Final = 4096  # of a group: a step is looked up for each number of them
 
 
@@ -48,7 +49,13 @@ def simulated(worker: Worker, load: Load, *, batch: int, context_tokens: int, un
         raise ConfigError(
             f"--simulate: {batch} requests, of at most {MOST_REQUESTS}", hint="take a smaller --batch"
         )
-    engine = Engine(users=batch, context_tokens=context_tokens, spread=uneven, progress=worker.progress)
+    engine = Engine(
+        users=batch,
+        context_tokens=context_tokens,
+        turnaround=_AT_ONCE,
+        spread=uneven,
+        progress=worker.progress,
+    )
     times = TabulatedTimes(worker, load, users=batch, context_tokens=context_tokens)
     seen, requests = simulate(engine, times, load), np.array([batch])
     decode = worker.decode(requests, load.isl + load.osl // 2 + 1)

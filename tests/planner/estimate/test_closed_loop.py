@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aegis.planner.estimate import closed_loop
 from aegis.planner.estimate.batching import Engine, simulate
 from aegis.planner.estimate.closed_loop import REQUESTS, Times, Turns, further, ttft, turns
 from aegis.planner.problem import Load
@@ -74,14 +75,36 @@ def test_all_tokens_of_a_step_are_of_prompts_that_wait() -> None:
     assert sparse.tokens_waited > sparse.tokens  # more of them wait for a fuller step
 
 
-def test_it_does_not_matter_what_else_is_asked() -> None:
-    batch, chunk = (each.ravel() for each in np.meshgrid([3, 4, 40, 64, 300], [150, 200, 1000]))
-    together = turns(batch, chunk, isl=200, steps=77)
-    for number, key in enumerate(zip(batch, chunk, strict=True)):
-        alone = turns(*(np.array([each]) for each in key), isl=200, steps=77.3)
+@settings(max_examples=30, deadline=None)
+@given(
+    asked=st.lists(st.tuples(st.integers(1, 70), st.integers(50, 1200)), min_size=2, max_size=8, unique=True),
+    steps=st.integers(1, 200),
+)
+def test_it_does_not_matter_what_else_is_asked(asked: list[tuple[int, int]], steps: int) -> None:
+    batch, chunk = np.array(asked).T
+    closed_loop._known.cache_clear()
+    together = turns(batch, chunk, isl=200, steps=steps)
+    for number, key in enumerate(asked):
+        closed_loop._known.cache_clear()
+        alone = turns(*(np.array([each]) for each in key), isl=200, steps=steps)
         assert [column[0] for column in alone] == [column[number] for column in together]
+
+
+def test_nothing_asked_is_nothing_answered() -> None:
     none = turns(np.array([], dtype=int), np.array([], dtype=int), isl=200, steps=77)
     assert [len(column) for column in none] == [0] * len(Turns._fields)
+
+
+def test_those_who_come_together_do_not_meet_each_other() -> None:
+    found = of(2, 400, steps=3)
+    assert found.running >= 0
+    pairs = of(32, 2000, steps=200)  # many come at once, and all of them are read in one step
+    assert pairs.meeting < 0.35
+
+
+def test_prompts_may_be_as_long_as_any() -> None:
+    found = of(4, 2**24, isl=2**23)
+    assert 2**23 <= found.tokens <= found.tokens_waited <= 2**24
 
 
 @settings(max_examples=60, deadline=None)
@@ -98,6 +121,7 @@ def test_it_sees_what_the_simulation_sees(users: int, isl: int, chunk: int, step
     seen = simulate(engine, Priced(1.0, 1.0), Load(isl=isl, osl=steps + 1))
     assert float(ttft(found, times(mixed=1, decode=1))[0]) == pytest.approx(seen.ttft, rel=0.15)
     uneven = simulate(engine, Priced(3.0, 1.0), Load(isl=isl, osl=steps + 1))
+    assert float(ttft(found, times(mixed=3, decode=1))[0]) == pytest.approx(uneven.ttft, rel=0.15)
     assert float(further(found, times(mixed=3, decode=1))[0]) == pytest.approx(uneven.tpot, rel=0.08)
     assert 0 <= found.mixing <= 1
     assert 0 < found.tokens <= chunk

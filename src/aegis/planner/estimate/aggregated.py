@@ -1,4 +1,4 @@
-"""Aggregated serving: what a worker delivers whose steps read prompts and answer others (planner-model, section 6)."""
+"""Aggregated serving: what a worker delivers whose steps read prompts and answer others (docs/planner-model.md)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Steps at the end of a round in which the slots that came free stay empty.
 _DRAIN: Final = 3
-# vLLM's host takes so many ms of each layer to start a prompt (planner-model, section 6).
+# vLLM's host takes so many ms of each layer to start a prompt (aiconfigurator 0.12.0).
 _VLLM_LAYER: Final = 0.8
 
 
@@ -78,20 +78,27 @@ def undisturbed(worker: Worker, load: Load, batch: Ints) -> Floats:
 def _by_events(worker: Worker, load: Load, batch: Ints, chunk: Ints) -> Rates:
     """Return what users see who each ask again as soon as they have their answer, by a discrete-event model."""
     of = turns(batch, chunk, isl=load.isl, steps=(load.osl - 1) / worker.progress)
-    requests = running(batch, of.running), running(batch, of.started)
-    whole = np.minimum(chunk, load.isl)
-    many, one, start = worker.mixed(
-        np.stack([chunk, whole, chunk]), np.stack([requests[0], requests[0], requests[1]]), load
+    several = chunk > load.isl
+    most = np.where(
+        several, -(-chunk // load.isl) * load.isl, chunk
+    )  # whole prompts: steps are priced by those
+    requests, at_first = whole_requests(batch, of.running), whole_requests(batch, of.started)
+    many, one, first = worker.mixed(
+        np.stack([most, np.minimum(chunk, load.isl), most]), np.stack([requests, requests, at_first]), load
     )
     decode = worker.decode(batch, load.isl + load.osl // 2 + 1)
-    # A step with fewer tokens than fit takes in proportion between a full one and that of one prompt, or of none.
-    low, fewest = np.where(chunk > load.isl, one, decode), np.where(chunk > load.isl, load.isl, 0)
-    slope = (many - low) / (chunk - fewest)
+    # A step with fewer tokens takes in proportion between that of most and that of one prompt, or of none.
+    slope = np.where(several, (many - one) / np.maximum(most - load.isl, 1), (many - decode) / most)
+    filled = load.isl * batch / -(-load.isl * batch // chunk)  # tokens of a step in which all read
     times = Times(
-        start, low + slope * (of.tokens_waited - fewest), low + slope * (of.tokens - fewest), decode
+        start=first - slope * (most - filled),
+        waited=many - slope * (most - of.tokens_waited),
+        mixed=many - slope * (most - of.tokens),
+        decode=decode,
     )
-    first, each = ttft(of, times) + host_time(worker, decode), further(of, times) / worker.progress
-    return _asked_again(load, batch, first, each)
+    return _asked_again(
+        load, batch, ttft(of, times) + host_time(worker, decode), further(of, times) / worker.progress
+    )
 
 
 def _asked_again(load: Load, batch: Ints, ttft: Floats, tpot: Floats) -> Rates:
@@ -99,7 +106,7 @@ def _asked_again(load: Load, batch: Ints, ttft: Floats, tpot: Floats) -> Rates:
     return Rates(ttft, tpot, _ratio(1000.0 * batch, ttft + tpot * (load.osl - 1)))
 
 
-def running(batch: Ints, requests: Floats) -> Ints:
+def whole_requests(batch: Ints, requests: Floats) -> Ints:
     """Return how many requests a step is asked with: whole ones, none where there is a single user."""
     return np.where(batch > 1, np.maximum(np.rint(requests), 1), 0).astype(np.int64)
 

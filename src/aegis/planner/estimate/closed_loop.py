@@ -3,8 +3,8 @@
 Users who each ask again as soon as they have their answer (a closed loop) share an engine. Each of its steps reads at most so many tokens
 of the prompts that wait, first come first served, and gives every running request a token. Counted in steps, when a request is
 read and when it ends is a matter of prompts, answers and users alone, however long the steps take. So the events are
-worked out once for all workers of a question, and each multiplies them by its own times. `estimate.batching` runs the same
-for one configuration, step by step with its times: that this is held against.
+worked out once for all workers of a question, and each multiplies them by its own times. This is held against `estimate.batching`,
+which runs one configuration step by step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LAG: Final = 1  # steps after an answer in which its user gets no token: the nex
 _SPREAD: Final = 0.1
 _FOLLOWED: Final = 128  # users at least: where a batch has fewer it is run several times
 _KINDS_KEPT: Final = 16  # of prompts and answers
-_NEVER: Final = 2**40  # steps; times prompt tokens it still is an integer
+_NEVER: Final = 2**36  # steps; times the tokens of the longest prompts it still is an integer
 
 
 class Turns(NamedTuple):
@@ -40,8 +40,8 @@ class Turns(NamedTuple):
     start: Floats  # steps until its first token, all with prompts
     started: Floats  # requests that get a token in these
     waiting: Floats  # steps until its first token, after the one in which it arrives; all with prompts
-    meeting: Floats  # steps with prompts in which it arrives: 1 or 0, of one request
-    idling: Floats  # steps without
+    meeting: Floats  # share that arrives in a step with prompts
+    idling: Floats  # share that arrives in a step without, while others get tokens
     mixing: Floats  # share of the steps after its first token that read prompts
     running: Floats  # requests that get a token in such a step
     tokens: Floats  # prompt tokens of such a step
@@ -75,7 +75,7 @@ def turns(batch: Ints, chunk: Ints, *, isl: int, steps: float) -> Turns:
         batch: users, each with one request under way; (configurations,).
         chunk: prompt tokens that a step reads at most.
         isl: tokens of a prompt.
-        steps: from a request's first token to its last.
+        steps: from a request's first token to its last; rounded, at least one.
     """
     known = _known(isl, max(round(steps), 1))
     asked = list(zip(batch.tolist(), chunk.tolist(), strict=True))
@@ -126,8 +126,9 @@ class _Loop:
         first, now = self._serve()[:2]
         start = (first * now).sum(axis=1) / self._users[:, 0]
         sums: Ints = np.zeros((5, len(start)), dtype=np.int64)
-        while (sums[0] < (REQUESTS - 1) * self._users[:, 0]).any():
-            sums += self._turn()
+        # Rows that are through count no more: what comes of one must not depend on its neighbours.
+        while (going := sums[0] < (REQUESTS - 1) * self._users[:, 0]).any():
+            sums += self._turn() * going
         rows = np.arange(0, len(start), self._copies)
         requests, waited, met, mixed, read = np.add.reduceat(sums, rows, axis=1)
         users, chunk, lag = (each[rows, 0] for each in (self._users, self._chunk, self._lag))
@@ -152,16 +153,20 @@ class _Loop:
         )
 
     def _turn(self) -> Ints:
-        """Serve once more; return sums of what `run` divides, (5, rows)."""
+        """Serve once more; return sums over the requests served, (5, rows): `run` names them."""
         due, before = self._due, self._read
         first, now, ends = self._serve()
         previous = np.concatenate([before, ends[:, :-1]], axis=1)
-        met = previous > (due - 1) * self._chunk
+        # Those that come together arrive in the same step, before any of them is read.
+        after = np.ones_like(now)
+        after[:, 1:] = due[:, 1:] > due[:, :-1]
+        met = np.maximum.accumulate(np.where(after, previous, 0), axis=1) > (due - 1) * self._chunk
         mixed = first - np.maximum(-(-previous // self._chunk), due)
         # Steps are full but the last one before the reader is idle.
         idle = now.copy()
         idle[:, :-1] &= due[:, 1:] >= first[:, :-1]
-        until = np.minimum.accumulate(np.where(idle, ends, _NEVER * self._chunk)[:, ::-1], axis=1)[:, ::-1]
+        until = np.where(idle, ends, np.iinfo(np.int64).max)
+        until = np.minimum.accumulate(until[:, ::-1], axis=1)[:, ::-1]
         read = np.minimum(first * self._chunk, until) - due * self._chunk
         counted = now, first - due, met, mixed, read
         return np.stack([(each * now).sum(axis=1) for each in counted])
@@ -193,7 +198,7 @@ class _Loop:
 def _started(users: Ints, most: Floats) -> Floats:
     """Return the mean of requests that get a token while others wait for their first, of whom `most` run before one ends.
 
-    One more in each unit of time until as many run, x of them beside users - x that wait: the mean of x weighted by those.
+    One more in each unit of time until `most` run, while one fewer waits in each: the mean of those that run, weighted by those that wait.
     """
     share = np.minimum(most / users, 1)
     mean: Floats = users * (share - share**2 + share**3 / 3)

@@ -50,6 +50,7 @@ class Steps:
         self.graph = graph
         self.guide = estimator.rules == "guide"
         self.drafted = mtp.drafted
+        self._in_parts = "continuous-batching" in estimator.corrections
         apart = "mla-in-mixed-steps" in estimator.corrections
         chunks = _bound_to_sequences if apart else _named("context_attention")
         decodes = _bound_to_sequences if apart else _named("generation_attention")
@@ -79,7 +80,8 @@ class Steps:
         block that is measured as one piece counts to the former (planner-model, section 5).
         """
         chunk, rows = np.asarray(context_tokens), self._rows(requests)
-        cached = load.prefix * (chunk // load.isl)
+        # By the rules of aiconfigurator a part of a prompt has nothing cached.
+        cached = load.prefix * chunk // load.isl if self._in_parts else load.prefix * (chunk // load.isl)
         tokens = chunk + (np.asarray(requests) if self.guide else rows) - cached
         prompts = 1 if self.guide else -(-chunk // load.isl)
         new = load.isl - load.prefix

@@ -27,8 +27,8 @@ class Elsewhere(NamedTuple):
 def of_new_systems(kernel: Kernel, rows: Sequence[Elsewhere]) -> Kernel:
     """Return the variances of a mode with what holds for systems that nobody measured.
 
-    Engines whose rows would be nearer without a correction, by the mean of |ln(measured / predicted)|, get none there. What is sure is
-    widened such that 80 % of all rows lie within 80 %.
+    Engines whose rows would be nearer without a correction, by the mean of |ln(measured / predicted)|, get none there. Spreads are
+    multiplied such that 80 % of the rows of all engines together lie within 80 %.
     """
     apart = tuple(sorted({each.engine for each in rows if _worse(rows, each.engine)}))
     taken = (each._replace(said=0.0) if each.engine in apart else each for each in rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from aegis.errors import AegisError
-from aegis.planner.estimate.aggregated import running
+from aegis.planner.estimate.aggregated import whole_requests
 from aegis.planner.estimate.closed_loop import Times, Turns, further, ttft, turns
 from aegis.planner.estimate.host import Host
 from aegis.planner.problem import BACKENDS, Load
@@ -132,7 +132,7 @@ def _steps(row: Deployment, worker: Worker) -> tuple[ByKind, Turns]:
 
     found = [by_kind(worker.breakdown("decode", load, batch=int(batch[0])), generation=True)]
     for requests in (of.running, of.started):
-        answered = int(running(batch, requests)[0])
+        answered = int(whole_requests(batch, requests)[0])
         mixed = worker.breakdown("mixed", load, batch=answered, context_tokens=row.isl)
         found += [by_kind(mixed, generation=False), by_kind(mixed, generation=True)]
     return ByKind(*found), of

@@ -17,7 +17,7 @@ from aegis.planner.silicon.predict import Workers, placed
 from aegis.planner.silicon.variances import fit_kernels, spread_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from aegis.planner.silicon.deployments import Deployment
     from aegis.planner.silicon.predict import Seat
@@ -65,24 +65,35 @@ def _elsewhere(deployments: Sequence[Deployment], known: Fitted, tell: Callable[
 
     Each system is left out of the whole fit in turn.
     """
-    kernels = known.ttft.kernels, known.tpot.kernels
+    figures = known.ttft, known.tpot
+    systems = sorted({row.system for row in deployments})
+    if len(systems) == 1:
+        return known
     rows: tuple[dict[str, list[Elsewhere]], ...] = {}, {}
-    for system in sorted({row.system for row in deployments}):
+    for system in systems:
         tell(f"as if nobody had measured {system}")
         others = _by_mechanism([row for row in deployments if row.system != system], lambda _: None)
-        for of_figure, of_modes, found in zip(left_over(deployments, others), kernels, rows, strict=True):
-            said, variance = outside(of_modes, of_figure, lambda each: each.place.system)
-            for each, one, other in zip(of_figure, said, variance, strict=True):
-                place = each.place
-                if place.system == system:
-                    spread = spread_of(of_modes[place.mode], other)
-                    row = Elsewhere(place.backend, float(one), each.left, float(spread))
-                    found.setdefault(place.mode, []).append(row)
+        for left, errors, found in zip(left_over(deployments, others), figures, rows, strict=True):
+            for mode, row in _said(left, errors, system):
+                found.setdefault(mode, []).append(row)
     ttft, tpot = (
-        {mode: of_new_systems(kernel, found[mode]) for mode, kernel in of_modes.items()}
-        for of_modes, found in zip(kernels, rows, strict=True)
+        replace(
+            errors, kernels={mode: of_new_systems(each, found[mode]) for mode, each in errors.kernels.items()}
+        )
+        for errors, found in zip(figures, rows, strict=True)
     )
-    return replace(known, ttft=replace(known.ttft, kernels=ttft), tpot=replace(known.tpot, kernels=tpot))
+    return replace(known, ttft=ttft, tpot=tpot)
+
+
+def _said(left: Sequence[Residual], errors: Errors, system: str) -> Iterator[tuple[str, Elsewhere]]:
+    """Yield the modes of a system's rows, with what all others say of them."""
+    weights = {each.id: each.weight for each in errors.residuals}
+    weighed = [replace(each, weight=weights.get(each.id, 1.0)) for each in left]
+    said, variance = outside(errors.kernels, weighed, lambda each: each.place.system)
+    for each, one, other in zip(weighed, said, variance, strict=True):
+        if each.place.system == system:
+            spread = spread_of(errors.kernels[each.place.mode], other)
+            yield each.place.mode, Elsewhere(each.place.backend, float(one), each.left, float(spread))
 
 
 def _errors(kernels: dict[str, Kernel], residuals: Sequence[Residual]) -> Errors:
