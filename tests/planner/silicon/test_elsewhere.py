@@ -8,22 +8,8 @@ from msgspec.structs import replace
 
 from aegis.planner.silicon.elsewhere import Elsewhere, of_new_systems
 from aegis.planner.silicon.fitted import fitted
-from aegis.planner.silicon.kriging import LEVELS, Kernel, Neighbours, Place, Residual, Table
-
-KERNEL = Kernel(
-    same=(0.01,) * len(LEVELS), alike=(0.01,) * len(LEVELS), lengths=(1.5, 1.0, 1.0, 1.0, 1.0), noise=0.01
-)
-AT = (3.0, 7.0, 6.0, 1.0, 0.0)
-HERE = Place(
-    mode="agg",
-    backend="vllm",
-    kind="hopper",
-    system="h200_sxm",
-    model="a",
-    formats="fp8",
-    split="tp2",
-    version="1",
-)
+from aegis.planner.silicon.kriging import Neighbours, Residual, Table
+from tests.planner.silicon.test_kriging import AT, HERE, KERNEL
 
 
 def rows(engine: str, said: float, left: float) -> list[Elsewhere]:

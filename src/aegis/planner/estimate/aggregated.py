@@ -79,9 +79,8 @@ def _by_events(worker: Worker, load: Load, batch: Ints, chunk: Ints) -> Rates:
     """Return what users see who each ask again as soon as they have their answer, by a discrete-event model."""
     of = turns(batch, chunk, isl=load.isl, steps=(load.osl - 1) / worker.progress)
     several = chunk > load.isl
-    most = np.where(
-        several, -(-chunk // load.isl) * load.isl, chunk
-    )  # whole prompts: steps are priced by those
+    # Steps are priced by whole prompts.
+    most = np.where(several, -(-chunk // load.isl) * load.isl, chunk)
     requests, at_first = whole_requests(batch, of.running), whole_requests(batch, of.started)
     many, one, first = worker.mixed(
         np.stack([most, np.minimum(chunk, load.isl), most]), np.stack([requests, requests, at_first]), load

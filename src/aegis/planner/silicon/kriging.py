@@ -76,7 +76,7 @@ class Kernel(Struct, frozen=True, kw_only=True):
     noise: float  # between two measurements of the same
     widened: float = 1.0  # factor on the standard deviation, such that 80 % of the fit half lie within 80 %
     further: float = 1.0  # the same once more, of systems that nobody measured
-    apart: tuple[str, ...] = ()  # engines whose errors on other systems say nothing of such a system's
+    apart: tuple[str, ...] = ()  # engines that are not corrected on such systems (`silicon.elsewhere`)
 
     @property
     def unknown(self) -> float:

@@ -67,7 +67,7 @@ def _elsewhere(deployments: Sequence[Deployment], known: Fitted, tell: Callable[
     """
     figures = known.ttft, known.tpot
     systems = sorted({row.system for row in deployments})
-    if len(systems) == 1:
+    if len(systems) == 1:  # there are no others
         return known
     rows: tuple[dict[str, list[Elsewhere]], ...] = {}, {}
     for system in systems:
