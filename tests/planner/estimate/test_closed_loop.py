@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aegis.errors import ConfigError
 from aegis.planner.estimate import closed_loop
 from aegis.planner.estimate.batching import Engine, simulate
 from aegis.planner.estimate.closed_loop import REQUESTS, Times, Turns, further, ttft, turns
@@ -93,6 +94,11 @@ def test_it_does_not_matter_what_else_is_asked(asked: list[tuple[int, int]], ste
 def test_nothing_asked_is_nothing_answered() -> None:
     none = turns(np.array([], dtype=int), np.array([], dtype=int), isl=200, steps=77)
     assert [len(column) for column in none] == [0] * len(Turns._fields)
+
+
+def test_more_users_than_can_be_followed_are_refused() -> None:
+    with pytest.raises(ConfigError, match="100,000,000 requests under way in one group, of at most 131,072"):
+        of(10**8, 100)
 
 
 def test_those_who_come_together_do_not_meet_each_other() -> None:

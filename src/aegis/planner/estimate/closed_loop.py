@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from aegis.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -27,6 +29,7 @@ LAG: Final = 1  # steps after an answer in which its user gets no token: the nex
 # Answers are up to this share shorter or longer, evenly spread: as benchmarks draw them, from 0.8 to 1 of the longest.
 _SPREAD: Final = 0.1
 _FOLLOWED: Final = 128  # users at least: where a batch has fewer it is run several times
+MOST_USERS: Final = 2**17  # each is followed: more take minutes and gigabytes
 _KINDS_KEPT: Final = 16  # of prompts and answers
 _NEVER: Final = 2**36  # steps; times the tokens of the longest prompts it still is an integer
 
@@ -76,7 +79,14 @@ def turns(batch: Ints, chunk: Ints, *, isl: int, steps: float) -> Turns:
         chunk: prompt tokens that a step reads at most.
         isl: tokens of a prompt.
         steps: from a request's first token to its last; rounded, at least one.
+
+    Raises:
+        ConfigError: too many users.
     """
+    if batch.size and batch.max() > MOST_USERS:
+        raise ConfigError(
+            f"{batch.max():,} requests under way in one group, of at most {MOST_USERS:,}", hint="take fewer"
+        )
     known = _known(isl, max(round(steps), 1))
     asked = list(zip(batch.tolist(), chunk.tolist(), strict=True))
     known.learn(each for each in dict.fromkeys(asked) if each not in known.found)
