@@ -102,11 +102,18 @@ __attribute__((format(printf, 2, 3))) static bool fail(Failure *failure, const c
     return false;
 }
 
+/* A launcher that hears of the end drops what it has not read yet of the ranks' words: they get the time to come through,
+   and the other ranks that saw the same get to say theirs. */
+_Noreturn static void end_all(void) {
+    nanosleep(&(struct timespec){0, 500000000}, NULL);
+    MPI_Abort(MPI_COMM_WORLD, 1);
+    abort();
+}
+
 /* What no node can go on without: memory and threads. */
 static void die(const char *what) {
     fprintf(stderr, "bcast: %s: %s: %s\n", host, what, strerror(errno));
-    MPI_Abort(MPI_COMM_WORLD, 1);
-    abort();
+    end_all();
 }
 
 static void *allocate(size_t count, size_t size) {
@@ -1298,8 +1305,7 @@ static void give_up(void) {
     for (int i = 0; i < 2; i++) /* on standard output, too: who started us hears that even if its launcher hangs then */
         fprintf(i ? stderr : stdout, "bcast: %s: nothing has moved for %.0f s; it waits for %s\n", host, options.stall, what);
     fflush(stdout);
-    MPI_Abort(MPI_COMM_WORLD, 1);
-    abort();
+    end_all();
 }
 
 static void pump(void) {
