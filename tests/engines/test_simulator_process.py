@@ -135,6 +135,19 @@ def test_a_hang_stops_requests_on_their_way(sim: Start) -> None:
     wait_until(server.running(0))
 
 
+def test_a_client_that_has_left_before_it_is_heard_is_no_error(sim: Start) -> None:
+    server = sim()
+    assert server.ask("/health").status == 200
+    # stopped meanwhile, it finds the request and the end of the connection together
+    server.process.send_signal(signal.SIGSTOP)
+    for _ in range(4):
+        server.send(CHAT, chat(stream=True)).close()
+    server.process.send_signal(signal.SIGCONT)
+    assert server.ask(CHAT, chat()).status == 200
+    wait_until(server.running(0))
+    assert "Traceback" not in server.log
+
+
 @pytest.mark.parametrize("after", ["1", "0s"])
 def test_hang_health_answers_nothing(sim: Start, after: str) -> None:
     server = sim("--hang-health-after", after)

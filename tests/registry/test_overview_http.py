@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,11 +19,11 @@ from tests.registry.conftest import DEADLINE, push, report, running
 from tests.web.fleets import job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from aegis.registry.store import Store
-    from tests.registry.conftest import Clock, Site
+    from tests.registry.conftest import Clock, Process, Site
 
 TOKEN: dict[str, Any] = {"Authorization": "Bearer secret"}
 
@@ -203,3 +204,16 @@ def test_the_registry_of_a_job_knows_its_logs(start: Any, logs: Path) -> None:
     assert process.client.overview().models[0].now.running == 3.0
     assert msgspec.json.decode(process.client.request("GET", "/overview"), type=Overview).version
     assert process.end() == 0
+
+
+def test_a_watcher_that_has_left_before_it_is_heard_is_no_error(start: Callable[..., Process]) -> None:
+    registry = start()
+    # stopped meanwhile, it finds the request and the end of the connection together
+    registry.process.send_signal(signal.SIGSTOP)
+    for _ in range(4):
+        with socket.create_connection(("127.0.0.1", registry.port), timeout=DEADLINE) as watcher:
+            watcher.sendall(b"GET /ui/events HTTP/1.1\r\nHost: x\r\n\r\n")
+    registry.process.send_signal(signal.SIGCONT)
+    assert registry.client.overview().instances == ()
+    assert registry.end() == 0
+    assert "Error" not in registry.errors

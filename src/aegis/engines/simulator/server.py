@@ -266,9 +266,9 @@ class Simulator:
         self, request: web.BaseRequest, events: Events | ResponseEvents, generation: Generation
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers=STREAM.copy())
-        await response.prepare(request)
         drop_at = generation.longest // 2 if self.faults.resets() else None
         try:
+            await response.prepare(request)
             async for position in generation.positions():
                 for event in events.at(position):
                     await response.write(event)
@@ -277,7 +277,7 @@ class Simulator:
                     return response
             for event in events.end():
                 await response.write(event)
-        except ConnectionError:  # the client has left; aiohttp notices by itself
+        except ConnectionError:  # the client has left, maybe before it was heard; aiohttp notices by itself
             return response
         generation.finish()
         return response
