@@ -53,7 +53,7 @@ class Problem(NamedTuple):
 
 
 class DeploymentError(ConfigError):
-    """A deployment, catalog or platform file has problems; all of them are listed."""
+    """A deployment, a table or another file has problems; all of them are listed."""
 
     def __init__(self, problems: Sequence[Problem], *, hint: str | None = None) -> None:
         self.problems = tuple(problems)

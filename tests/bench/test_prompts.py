@@ -123,6 +123,18 @@ def test_a_row_that_is_none_is_named_by_its_line(tmp_path: Path, line: str) -> N
         read_custom(file, 1)
 
 
+@pytest.mark.parametrize("read", [read_custom, read_sharegpt])
+def test_all_lines_that_are_wrong_are_named_but_not_without_end(tmp_path: Path, read: Any) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("{}[\n" * 3)
+    with pytest.raises(ConfigError, match=r"(?s)rows\.jsonl:1: .*rows\.jsonl:2: .*rows\.jsonl:3: [^\n]*$"):
+        read(file, 1)
+    file.write_text("{}[\n" * 1000)
+    with pytest.raises(ConfigError, match="980 more lines are wrong") as caught:
+        read(file, 1)
+    assert len(caught.value.message.splitlines()) == 21
+
+
 def test_files_that_hold_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read_custom(tmp_path / "none", 1)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from aegis.errors import ConfigError
+from aegis.errors import ConfigError, DeploymentError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 COMMON: Final = """
@@ -38,6 +38,11 @@ LETTERS_PER_TOKEN: Final = 4.0  # of plain text, where a file does not say how l
 SHORTEST: Final = 4  # tokens; what vLLM drops of ShareGPT
 LONGEST_PROMPT: Final = 1024
 LONGEST: Final = 2048  # with its answer
+MOST_SHOWN: Final = 20  # wrong lines of a file
+NOT_OF_TYPE: Final = (ValueError, RecursionError)  # of msgspec and of what is no UTF-8; nested too deep
+
+Line = TypeVar("Line")
+Used = TypeVar("Used")
 
 
 class Prompt(Struct, frozen=True):
@@ -115,7 +120,7 @@ def read_sharegpt(
         seed: of the shuffling.
 
     Raises:
-        ConfigError: it cannot be read, has another form, or nothing of it can be used.
+        ConfigError: it cannot be read, has another form (all lines that have), or nothing of it can be used.
     """
     chosen = []
     for turns in _conversations(file):
@@ -139,19 +144,16 @@ def read_custom(file: Path, count: int, output_tokens: int = CUSTOM_OUTPUT) -> t
         output_tokens: of every answer; -1 takes each row's own.
 
     Raises:
-        ConfigError: with the line.
+        ConfigError: it cannot be read, holds nothing, or lines are wrong; all of them.
     """
-    chosen = []
-    for number, line in _lines(file):
-        row = _decoded(line, Row, f"{file}:{number}")
+
+    def prompt(row: Row) -> Prompt:
         wanted = row.output_tokens if output_tokens == -1 else output_tokens
         if not wanted or wanted < 1:
-            raise ConfigError(
-                f"{file}:{number}: the row has no output_tokens of 1 or more",
-                hint="or give --custom-output-len",
-            )
-        chosen.append(Prompt(row.prompt, wanted))
-    return _repeated(chosen, count, file)
+            raise ValueError("the row has no output_tokens of 1 or more, and --output-tokens gives none")
+        return Prompt(row.prompt, wanted)
+
+    return _repeated(_each_line(_bytes(file), file, Row, prompt), count, file)
 
 
 class Turn(Struct):
@@ -177,15 +179,31 @@ def _conversations(file: Path) -> Iterator[list[Turn]]:
     """Yield the conversations of two turns or more."""
     data = _bytes(file)
     if data.lstrip()[:1] == b"[":
-        entries = _decoded(data, list[Conversation], str(file))
+        try:
+            entries = msgspec.json.decode(data, type=list[Conversation])
+        except NOT_OF_TYPE as error:
+            raise ConfigError(f"{file}: {error}") from None
     else:
-        entries = [_decoded(line, Conversation, f"{file}:{number}") for number, line in _lines(file)]
+        entries = _each_line(data, file, Conversation, lambda entry: entry)
     return (entry.conversations for entry in entries if len(entry.conversations) > 1)
 
 
-def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    lines = enumerate(_bytes(file).split(b"\n"), 1)
-    return ((number, line) for number, line in lines if line.strip())
+def _each_line(data: bytes, file: Path, type_: type[Line], use: Callable[[Line], Used]) -> list[Used]:
+    """Return what `use` makes of each line that is not empty, or raise with those that are wrong, of JSON or by its ValueError."""
+    used: list[Used] = []
+    problems = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            used.append(use(msgspec.json.decode(line, type=type_)))
+        except NOT_OF_TYPE as error:
+            problems.append(Problem(f"{file}:{number}", str(error)))
+    if more := problems[MOST_SHOWN:]:
+        problems[MOST_SHOWN:] = [Problem(str(file), f"{len(more)} more lines are wrong")]
+    if problems:
+        raise DeploymentError(problems)
+    return used
 
 
 def _bytes(file: Path) -> bytes:
@@ -193,13 +211,6 @@ def _bytes(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise ConfigError(f"{str(file)!r} cannot be read: {error.strerror}") from None
-
-
-def _decoded(data: bytes, type_: Any, where: str) -> Any:
-    try:
-        return msgspec.json.decode(data, type=type_)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{where}: {error}") from None
 
 
 def _repeated(chosen: Sequence[Prompt], count: int, file: Path) -> tuple[Prompt, ...]:
