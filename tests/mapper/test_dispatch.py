@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -133,6 +134,26 @@ def test_a_row_that_fails_everywhere_keeps_its_error(tmp_path: Path) -> None:
     asked = servers[0].asked + servers[1].asked
     assert [asked[f"p{number}"] for number in range(7)] == [1, 1, 1, 3, 1, 1, 3]
     assert all(server.asked["p3"] for server in servers)
+
+
+def test_who_waits_for_an_instance_does_not_spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, wakes = Work(tmp_path, 3), 0
+
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+        call_at = loop.call_at
+
+        def counted(*given: Any, **named: Any) -> asyncio.TimerHandle:
+            nonlocal wakes
+            wakes += 1
+            return call_at(*given, **named)
+
+        monkeypatch.setattr(loop, "call_at", counted)
+        async with serving(Server(always(Reply(500)))) as targets:
+            await work.push(*targets, tries=2)
+
+    during(body)
+    assert wakes < 1000
 
 
 def test_rows_that_failed_may_be_tried_again(tmp_path: Path) -> None:

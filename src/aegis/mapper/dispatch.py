@@ -163,7 +163,7 @@ class Dispatcher:
             elif self._exhausted and not self._tasks and not self._again:
                 return None
             else:
-                await self._sleep()
+                await self._sleep(self._again[0][0] if self._again else inf)
         return None
 
     def _has_room(self) -> bool:
@@ -197,12 +197,10 @@ class Dispatcher:
             hint="nothing is lost: run the same command to continue",
         )
 
-    async def _sleep(self, until: float = inf) -> None:
-        """Wait for whatever changes, or a moment."""
+    async def _sleep(self, until: float) -> None:
+        """Wait for whatever changes, or until a time, or a moment."""
         self._changed.clear()
-        now = self._loop.time()
-        due = self._again[0][0] if self._again else inf
-        timer = self._loop.call_at(min(now + TICK, max(now, min(until, due))), self._changed.set)
+        timer = self._loop.call_at(min(self._loop.time() + TICK, until), self._changed.set)
         await self._changed.wait()
         timer.cancel()
 
