@@ -246,6 +246,8 @@ def progress_line(now: Progress, problem: str = "") -> str:
     if now.failed:
         parts.append(f"{now.failed:,} failed")
     parts.append(f"{now.running:,} running on {now.instances:,} instance{'s' * (now.instances != 1)}")
+    if now.resting:
+        parts.append(f"{now.resting:,} resting after failures")
     if problem and not now.instances:
         parts.append(problem)
     return ", ".join(parts)

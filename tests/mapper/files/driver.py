@@ -39,8 +39,10 @@ class Fixed:
         return 0, self.targets
 
 
-def settings(*, slots: int = 1, tries: int = 3, back_off: float = 0.02, **given: Any) -> Settings:
-    rules = Rules(slots=slots, tries=tries, back_off=back_off, pause=0.1)
+def settings(
+    *, slots: int = 1, tries: int = 3, back_off: float = 0.02, pause: float = 0.1, **given: Any
+) -> Settings:
+    rules = Rules(slots=slots, tries=tries, back_off=back_off, pause=pause)
     return Settings(**{"rules": rules, "kill_seconds": 0.5, "patience": 10.0, **given})
 
 

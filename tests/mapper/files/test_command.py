@@ -178,11 +178,11 @@ def test_programs_run_where_their_servers_are_if_that_is_our_job(
 
 def test_the_line_tells_how_far_it_is() -> None:
     known: dict[str, Any] = {"files": 1200, "bytes": 3 << 30, "done": 300, "done_bytes": 1 << 30, "failed": 0}
-    now = Progress(**known, running=8, instances=1, rate=None, files_rate=None, eta=None)
+    now = Progress(**known, running=8, instances=1, resting=0, rate=None, files_rate=None, eta=None)
     assert progress_line(now) == "300 of 1,200 files (25 %), 1.0 GiB of 3.0 GiB, 8 running on 1 instance"
     known |= {"failed": 2}
-    now = Progress(**known, running=8, instances=4, rate=1 << 20, files_rate=0.25, eta=2048.0)
+    now = Progress(**known, running=8, instances=4, resting=1, rate=1 << 20, files_rate=0.25, eta=2048.0)
     assert progress_line(now) == (
         "300 of 1,200 files (25 %), 1.0 GiB of 3.0 GiB, 1.0 MiB/s, 15 files/min, 34:08 left, 2 failed, "
-        "8 running on 4 instances"
+        "8 running on 4 instances, 1 resting after failures"
     )

@@ -58,13 +58,17 @@ def test_who_fails_different_files_in_a_row_rests_and_then_gets_one() -> None:
     schedule.update(all_of("a"))
     for position in begun(schedule)["a"][:3]:
         schedule.failed(position, 0.0)
+    assert schedule.instances(29.0) == (1, 1)
     assert begun(schedule, 29.0) == {}
     schedule.done(3)  # what still runs may show that it works
     assert len(begun(schedule, 31.0)["a"]) == 4
 
+    schedule.update(all_of("a", "b"))
+    assert len(begun(schedule, 31.0)["b"]) == 4
     for position in list(schedule.lanes["a"].running):
         schedule.failed(position, 40.0)
     assert schedule.wakes_at(40.0) <= 70.0
+    assert begun(schedule, 69.0) == {}  # another works
     (position,) = begun(schedule, 71.0)["a"]
     schedule.failed(position, 71.0)
     assert begun(schedule, 130.0) == {}  # longer, each time
@@ -73,14 +77,43 @@ def test_who_fails_different_files_in_a_row_rests_and_then_gets_one() -> None:
     assert len(begun(schedule, 132.0)["a"]) == 4
 
 
+def test_nobody_rests_where_files_fail_on_all() -> None:
+    schedule: Schedule[str] = Schedule(100, Rules(streak=3, tries=1, pause=30.0))
+    schedule.update(all_of("a", "b"))
+    for _ in range(20):
+        starts = begun(schedule)
+        assert starts
+        for position in [each for positions in starts.values() for each in positions]:
+            schedule.failed(position, 0.0)
+    assert schedule.failing
+
+
+def test_who_does_not_answer_rests_also_alone() -> None:
+    schedule: Schedule[str] = Schedule(9, Rules(streak=3, pause=30.0, back_off=0.0))
+    schedule.update(all_of("a"))
+    schedule.lost(begun(schedule)["a"][0], 0.0, by="a")
+    assert begun(schedule, 29.0) == {}
+    assert begun(schedule, 30.0) == {"a": [0]}
+
+
+def test_it_is_not_the_program_while_one_that_never_failed_works() -> None:
+    schedule: Schedule[str] = Schedule(9, Rules())
+    schedule.update(all_of("a", "b"))
+    starts = begun(schedule)
+    schedule.failed(starts["a"][0], 0.0)
+    assert not schedule.failing
+    schedule.failed(starts["b"][0], 0.0)
+    assert schedule.failing
+
+
 def test_who_comes_back_healthy_starts_anew() -> None:
     schedule: Schedule[str] = Schedule(9, Rules(streak=1))
-    schedule.update(all_of("a"))
+    schedule.update(all_of("a", "b"))
     schedule.failed(begun(schedule)["a"][0], 0.0)
     assert begun(schedule, 0.0) == {}
-    assert [lane.key for lane in schedule.update({})] == ["a"]
-    schedule.update(all_of("a"))
-    assert begun(schedule, 0.1) == {"a": [1]}
+    assert [lane.key for lane in schedule.update(all_of("b"))] == ["a"]
+    schedule.update(all_of("a", "b"))
+    assert begun(schedule, 0.1) == {"a": [2]}
 
 
 def test_losses_are_not_the_files_fault_unless_there_are_many() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from aegis.errors import AegisError, SiteError
 from aegis.mapper.files import publish, worker
+from aegis.mapper.files.schedule import Rules
 from aegis.mapper.files.site import Site
 from tests.mapper.files.driver import Fixed, push, settings
 
@@ -158,10 +159,12 @@ def test_a_file_that_fails_leaves_its_log_and_can_be_tried_again(tmp_path: Path)
     assert results(tmp_path / "out") == {"bad.tar.gz", "good.tar.gz"}
 
 
-def test_a_program_that_never_works_is_told_early(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ports", [(1,), (1, 2)])
+def test_a_program_that_never_works_is_told_early(tmp_path: Path, ports: tuple[int, ...]) -> None:
     paths = write(tmp_path / "in", *map(str, range(50)))
+    how = settings(back_off=9.0, pause=Rules().pause)
     with pytest.raises(AegisError, match=r"failed for the first 10 files.*No such file") as caught:
-        push(paths, tmp_path / "out", "no-such-program {input}", how=settings(back_off=9.0))
+        push(paths, tmp_path / "out", "no-such-program {input}", Fixed(*ports), how=how)
     assert "by hand" in (caught.value.hint or "")
     assert push(paths, tmp_path / "out", "cp {input} {output}").failed == 0
 

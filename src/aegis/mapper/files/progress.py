@@ -19,7 +19,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     done_bytes: int
     failed: int
     running: int
-    instances: int  # that take files
+    instances: int
+    resting: int  # of these, since files failed there
     rate: float | None  # bytes of input a second, lately; None before there is one
     files_rate: float | None
     eta: float | None  # seconds

@@ -30,7 +30,7 @@ class Rules(Struct, frozen=True, kw_only=True):
     losses: int = 10  # of a file, where its instance or its node is lost: not its fault, unless it kills them
     back_off: float = 1.0  # seconds before the second try, doubled each time
     streak: int = 3  # different files that fail on an instance in a row: more than bad luck
-    pause: float = 30.0  # seconds that such an instance gets nothing, doubled each time; then one file
+    pause: float = 30.0  # seconds that such an instance rests while others work, doubled each time
 
 
 class Lane(Generic[Key]):
@@ -46,7 +46,7 @@ class Lane(Generic[Key]):
 
     def room(self, slots: int, now: float) -> int:
         """Return how many more files it takes now."""
-        if not self.usable or now < self.paused_until:
+        if not self.usable or self.rests(now):
             return 0
         return (1 if self.pauses else slots) - len(self.running)
 
@@ -67,8 +67,12 @@ class Lane(Generic[Key]):
             self.paused_until = now + min(rules.pause * 2.0 ** min(self.pauses, 16), LONGEST_PAUSE)
             self.pauses += 1
 
+    def rests(self, now: float) -> bool:
+        """Tell whether it gets nothing now."""
+        return now < self.paused_until
+
     def come_back(self) -> None:
-        """It is healthy again: it starts anew."""
+        """It starts anew: it is healthy again, or was not the one to blame."""
         self.succeeded()
         self.paused_until = -inf
 
@@ -118,6 +122,16 @@ class Schedule(Generic[Key]):
         """Files that run."""
         return len(self._at)
 
+    @property
+    def failing(self) -> bool:
+        """Whether files failed on every instance that something runs on, since one was done there."""
+        return all(lane.streak for lane in self.lanes.values() if lane.running)
+
+    def instances(self, now: float) -> tuple[int, int]:
+        """Return how many instances there are, and how many of them rest."""
+        rest = [lane.rests(now) for lane in self.lanes.values() if lane.usable]
+        return len(rest), sum(rest)
+
     def update(self, usable: Mapping[Key, bool]) -> list[Lane[Key]]:
         """Take over which instances there are, and whether programs can be started for them; return those lost now."""
         lost = []
@@ -138,6 +152,10 @@ class Schedule(Generic[Key]):
         """Return what is to begin now: each free slot takes the biggest file that may go there."""
         while self._later and self._later[0][0] <= now:
             insort(self._ready, heappop(self._later)[1])
+        if not self._at:
+            there, resting = self.instances(now)
+            if resting == there:
+                self._wake()
         starts = []
         slots = self.rules.slots
         free = [lane for lane in self.lanes.values() if lane.room(slots, now) > 0]
@@ -192,6 +210,12 @@ class Schedule(Generic[Key]):
         times = [lane.paused_until for lane in self.lanes.values() if lane.paused_until > now and lane.usable]
         return min([*times, *(due for due, _ in self._later[:1])], default=inf)
 
+    def _wake(self) -> None:
+        """End the rest of those on which files failed: where that is all, it is the files or their program, and waiting costs."""
+        for lane in self.lanes.values():
+            if len(lane.streak) >= self.rules.streak:
+                lane.come_back()
+
     def _leave(self, position: int) -> Lane[Key]:
         lane = self._at.pop(position)
         lane.running.discard(position)
@@ -221,6 +245,5 @@ class Schedule(Generic[Key]):
         """Tell whether a file may go there: not where it failed, while another works."""
         avoid = self._trouble[position].avoid
         return lane.key not in avoid or not any(
-            other.usable and now >= other.paused_until and key not in avoid
-            for key, other in self.lanes.items()
+            other.usable and not other.rests(now) and key not in avoid for key, other in self.lanes.items()
         )

@@ -97,9 +97,11 @@ class Work:
 
     def progress(self) -> Progress:
         """Return how far the run is."""
-        rates = self._counts.rates(time.monotonic())
+        now = time.monotonic()
+        rates = self._counts.rates(now)
         done_bytes = self._run.skipped_bytes + self._counts.bytes
         schedule = self._schedule
+        instances, resting = schedule.instances(now)
         return Progress(
             files=self._run.skipped + schedule.files,
             bytes=self._run.bytes,
@@ -107,7 +109,8 @@ class Work:
             done_bytes=done_bytes,
             failed=self._run.failed,
             running=schedule.running,
-            instances=sum(lane.usable for lane in schedule.lanes.values()),
+            instances=instances,
+            resting=resting,
             rate=rates[0] if rates else None,
             files_rate=rates[1] if rates else None,
             eta=left_seconds(rates, self._run.bytes - done_bytes, schedule.left),
@@ -300,7 +303,8 @@ class Work:
     async def _fail(self, each: Try, why: str) -> None:
         self._failing.add(each.position)
         final = self._schedule.failed(each.position, time.monotonic())
-        if not self._counts.files and len(self._failing) >= max(FIRST_FAILURES, 2 * len(self._tries)):
+        many = len(self._failing) >= max(FIRST_FAILURES, 2 * len(self._tries))
+        if many and not self._counts.files and self._schedule.failing:
             raise AegisError(
                 f"the program failed for the first {len(self._failing)} files, the last time so: {why}",
                 hint="try it by hand with one file, then run the same command",
