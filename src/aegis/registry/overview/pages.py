@@ -95,10 +95,9 @@ class Dashboard:
                 "X-Accel-Buffering": "no",  # what a proxy collected would come late
             }
         )
-        events = self._feed.events()
         with contextlib.suppress(ConnectionError, TimeoutError):
             await response.prepare(request)
-            async with contextlib.aclosing(events):
+            async with contextlib.aclosing(self._feed.events()) as events:
                 await _pass_on(events, response)
         return response
 
