@@ -183,7 +183,7 @@ def test_prompts_get_through_two_servers_of_which_one_is_killed(
     wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 60, "a part is done", 60)
     job.engine("tiny-1").kill()
     assert run.wait(120) == 7
-    assert "1 rows failed; see their errors in answers.jsonl" in lab.output(run).err
+    assert "1 row failed; see its error in answers.jsonl" in lab.output(run).err
     answers = [json.loads(line) for line in (lab.work / "answers.jsonl").read_text().splitlines()]
     assert [each["custom_id"] for each in answers] == [str(number + 1) for number in range(201)]
     assert all(each["response"]["body"]["usage"]["completion_tokens"] == 64 for each in answers[:-1])

@@ -84,7 +84,7 @@ def test_rows_that_fail_are_told_and_the_job_has_still_served(lab: Lab) -> None:
     rows(lab, 3, json.dumps({"text": "much " * 40_000}) + "\n")
     view = ended(submitted(lab, extra_sim_args=["--max-model-len", "2048"]))
     assert view["model_status"] == "SHUTDOWN"
-    assert "1 rows failed" in view["reason"]
+    assert "1 row failed" in view["reason"]
     assert answered(lab) == ["1", "2", "3", "4"]
 
 

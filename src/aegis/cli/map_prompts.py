@@ -125,9 +125,11 @@ class Prompts:
             left = f"{told.left:,} left; {'queued again' if told.resubmitted else AGAIN}"
             raise PartialSuccess(f"{problem.message}\n{left}" if problem else left)
         if told.failed:
+            one = told.failed == 1
+            what = "1 row failed; see its error" if one else f"{told.failed:,} rows failed; see their errors"
             raise PartialSuccess(
-                f"{told.failed:,} rows failed; see their errors in {told.output}",
-                hint="the same command with --retry-failed does these rows again",
+                f"{what} in {told.output}",
+                hint=f"the same command with --retry-failed does {'it' if one else 'these rows'} again",
             )
 
     # Sending
