@@ -96,7 +96,7 @@ def test_who_does_not_answer_rests_also_alone() -> None:
     assert begun(schedule, 30.0) == {"a": [0]}
 
 
-def test_it_is_not_the_program_while_one_that_never_failed_works() -> None:
+def test_it_is_not_the_program_while_half_of_the_instances_work() -> None:
     schedule: Schedule[str] = Schedule(9, Rules())
     schedule.update(all_of("a", "b"))
     starts = begun(schedule)
